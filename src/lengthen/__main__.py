@@ -1,0 +1,3 @@
+from lengthen.cli import main
+
+main()
