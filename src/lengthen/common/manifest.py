@@ -63,7 +63,7 @@ class StageContext:
     stage: str = ""
 
     def progress(self, label: str, total: float, unit: str, done: float = 0) -> AbstractContextManager[Bar]:
-        return progress(f"[{self.stage}] {label}" if self.stage else label, total, unit, done)
+        return progress(f"[{self.stage}] {label}" if self.stage else label, total, unit, done, self.stage)
 
     def seed_for(self, *names: object) -> int:
         return derive_seed(self.seed, *names)

@@ -125,6 +125,20 @@ class StageSettings(Settings):
         """Values that follow from others, for `lengthen show`. `facts` describe the model, where it is known."""
         return []
 
+    def external_inputs(self) -> list[str]:
+        """Files and folders of the user's that the stage reads (not those of other stages): their contents decide
+        whether a finished stage is still valid. A stage that reads more than its model overrides this."""
+        model = getattr(self, "model", None)
+        return [model] if isinstance(model, str) and model and not model.startswith("@") else []
+
+    def without_effect(self) -> set[str]:
+        """Keys that change no result (batch sizes of an evaluation, worker counts): altering them re-runs nothing."""
+        return set()
+
+    def cost(self) -> float:
+        """Rough work in seconds on two cores, for the whole run's ETA."""
+        return 5.0
+
     def references(self) -> list[str]:
         """Names of the stages whose output this one reads: every string that begins with `@`."""
         return sorted(_references(self.model_dump(mode="json")))

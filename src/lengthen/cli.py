@@ -1,0 +1,168 @@
+"""The command line: parses, calls one function, prints. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lengthen import __version__
+
+app = typer.Typer(
+    name="lengthen",
+    help="Teach a language model to read longer and to write longer: data, training, evaluation and a report from one "
+    "recipe file.\n\nStart with `lengthen run quickstart`, or `lengthen show` for the list of recipes.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+synthesize = typer.Typer(help="Write training data by program or by a model.", no_args_is_help=True)
+app.add_typer(synthesize, name="synthesize")
+
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A preset's name (see `lengthen show`) or a YAML file.")
+]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Start model: a folder, a Hub name, or 'default' (the embedded SmolLM2-135M)."),
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change a setting, e.g. --set train.steps=50. Repeatable."),
+]
+_debug = {"on": False}
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    _debug["on"] = debug
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    recipe: RecipeName,
+    model: Model = None,
+    set_: Changes = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder. Default: runs/<recipe>.")] = None,
+    redo: Annotated[list[str] | None, typer.Option("--redo", help="Run this stage anew although it is done.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the stages and what remains; run nothing.")] = False,
+) -> None:
+    """Run a recipe: every stage in order, skipping what is done.
+
+    Stop it at any moment and run the same command again: it goes on from the last checkpoint and the last sample.
+    Under torchrun, accelerate launch or srun the training stages use all ranks.
+    """
+    from lengthen.commands import dry_run_text, run_and_tell
+    from lengthen.recipe.load import load_recipe
+
+    loaded = load_recipe(recipe, model=model, changes=set_ or ())
+    folder = out or Path("runs") / loaded.name
+    if dry_run:
+        typer.echo(dry_run_text(loaded, folder))
+    else:
+        run_and_tell(loaded, folder, redo or [], _command_line())
+
+
+@app.command()
+def show(
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A preset's name or a YAML file.")] = None,
+    model: Model = None,
+    set_: Changes = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema of recipe files, for editors.")
+    ] = False,
+) -> None:
+    """Print a recipe with every setting filled in, and the reason of each derived number. Without a name: all presets."""
+    from lengthen.commands import presets_text, schema_text, show_text
+
+    if schema:
+        typer.echo(schema_text())
+    elif recipe is None:
+        typer.echo(presets_text())
+    else:
+        from lengthen.recipe.load import load_recipe
+
+        typer.echo(show_text(load_recipe(recipe, model=model, changes=set_ or ())))
+
+
+@app.command()
+def inspect(
+    path: Annotated[
+        Path, typer.Argument(help="Training rows, chat.jsonl, a stage folder, a run folder, or a state file.")
+    ],
+    rows: Annotated[int, typer.Option("--rows", "-n", help="How many rows to show decoded.")] = 3,
+    model: Model = None,
+) -> None:
+    """Look at data: rows decoded with visible boundaries and masks, lengths, shares, drops; or a run's state."""
+    from lengthen.commands import inspect_text
+
+    typer.echo(inspect_text(path, rows, model))
+
+
+@app.command()
+def doctor(model: Model = None) -> None:
+    """What this machine can run, and what to install for the rest. With --model: check it for document leaks."""
+    from lengthen.commands import doctor_text
+
+    text, good = doctor_text(model)
+    typer.echo(text)
+    if not good:
+        raise typer.Exit(1)
+
+
+def _command_line() -> str:
+    return " ".join(["lengthen", *sys.argv[1:]])
+
+
+def main() -> None:
+    """Entry point: user errors print without a traceback, exit code 1; Ctrl-C says how to go on, exit code 130."""
+    from lengthen.common.errors import LengthenError
+
+    try:
+        app(standalone_mode=False)
+    except LengthenError as error:
+        _fail(f"Error: {error}", 1)
+    except KeyboardInterrupt:
+        _fail("Stopped. Nothing is lost: run the same command again and it goes on.", 130)
+    except (typer.Abort, EOFError):
+        _fail("Stopped.", 130)
+    except MemoryError:
+        _fail(
+            "Error: this machine's memory is full.\n-> use a smaller batch or a shorter row (`lengthen plan RECIPE`)", 1
+        )
+    except Exception as error:
+        _other(error)
+
+
+def _other(error: Exception) -> None:
+    usage = getattr(error, "format_message", None)
+    if usage is not None:  # click's usage errors: an unknown option, a missing argument
+        context: Any = getattr(error, "ctx", None)
+        help_hint = f"\n-> {context.command_path} --help" if context is not None else ""
+        _fail(f"Error: {usage()}{help_hint}", 2)
+    if _debug["on"]:
+        raise error
+    text = str(error).strip().splitlines()
+    _fail(
+        f"Error: something unexpected went wrong: {type(error).__name__}: {text[0] if text else ''}\n"
+        "-> run it again with `lengthen --debug ...` for the details; what is done is kept",
+        1,
+    )
+
+
+def _fail(text: str, code: int) -> None:
+    if _debug["on"] and sys.exc_info()[1] is not None:
+        import traceback
+
+        traceback.print_exc()
+    sys.stderr.write(f"\n{text}\n")
+    raise SystemExit(code)

@@ -1,0 +1,179 @@
+"""What the commands print: each function makes one text, or runs a recipe and tells how it ended."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from lengthen.common import dist
+from lengthen.common.errors import LengthenError
+from lengthen.common.files import read_json
+from lengthen.common.manifest import MANIFEST
+from lengthen.common.progress import clock
+from lengthen.recipe.base import ModelFacts, StageSettings, size_text
+from lengthen.recipe.load import PRESETS, preset_names
+from lengthen.recipe.schema import Recipe, json_schema
+
+
+def run_and_tell(recipe: Recipe, folder: Path, redo: Sequence[str], command: str) -> None:
+    """Run a recipe; end with what was achieved, where the report is, and how to run more."""
+    from lengthen.runner import plan_run, run_recipe
+
+    before = [plan.state for plan in plan_run(recipe, folder)]
+    run_recipe(recipe, folder, redo=redo, say=_say)
+    if not dist.is_main():
+        return
+    if all(state == "done" for state in before) and not redo:
+        _say(f"\nAll {len(before)} stages were done before; nothing ran.")
+    else:
+        _say("")
+    _say(f"Result:  {_headline(recipe, folder)}")
+    report = folder / "report.html"
+    _say(f"Report:  {report if report.exists() else folder}")
+    last = recipe.names[-1]
+    _say(f"More:    {command} --redo {last}   runs a stage anew; --set STAGE.KEY=VALUE changes one; "
+         f"`lengthen show {recipe.name}` lists them")  # fmt: skip
+
+
+def _say(text: str) -> None:
+    if dist.is_main():
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+
+
+def _headline(recipe: Recipe, folder: Path) -> str:
+    """The report's own sentence, else the figures of the last stage that has any."""
+    found = ""
+    for name in recipe.names:
+        path = folder / "stages" / name / MANIFEST
+        figures = read_json(path).get("figures", {}) if path.exists() else {}
+        if "headline" in figures:
+            found = str(figures["headline"])
+        elif figures and not found:
+            found = ", ".join(f"{key} {value}" for key, value in figures.items())
+    return found or f"{len(recipe.names)} stages done"
+
+
+def dry_run_text(recipe: Recipe, folder: Path) -> str:
+    """Stages with their state, and what remains."""
+    from lengthen.runner import plan_run
+
+    plans = plan_run(recipe, folder)
+    width = max(len(plan.name) for plan in plans)
+    lines = [f"{recipe.name} in {folder}"]
+    for number, plan in enumerate(plans, 1):
+        lines.append(f"  {number}. {plan.name:<{width}}  {plan.kind:<12} {plan.state:<12} {plan.why}")
+    remaining = [plan for plan in plans if plan.state != "done"]
+    if not remaining:
+        lines.append(f"All is done. To run a stage anew: lengthen run {recipe.name} --redo STAGE")
+    else:
+        seconds = sum(plan.cost for plan in remaining)
+        lines.append(f"{len(remaining)} of {len(plans)} stages remain, roughly {clock(seconds)} on two cores "
+                     "for the embedded model (larger models: lengthen plan).")  # fmt: skip
+    return "\n".join(lines)
+
+
+def presets_text() -> str:
+    """All presets with their first sentence."""
+    rows = []
+    for name in preset_names():
+        data = yaml.safe_load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8"))
+        rows.append((name, str(data.get("description", "")).split(". ")[0].strip().rstrip(".")))
+    width = max(len(name) for name, _ in rows)
+    body = "\n".join(f"  {name:<{width}}  {about}" for name, about in rows)
+    return f"Recipes (lengthen run NAME, lengthen show NAME):\n{body}"
+
+
+def schema_text() -> str:
+    return json.dumps(json_schema(), indent=2)
+
+
+def show_text(recipe: Recipe) -> str:
+    """Every setting, with its meaning's source, and each derived number with its reason."""
+    facts = _facts(recipe)
+    lines = [f"# {recipe.name}: {recipe.description}".rstrip(": ")]
+    if recipe.paper:
+        lines.append(f"# paper: arXiv {recipe.paper}")
+    lines += [f"name: {recipe.name}", f"model: {recipe.model}", f"seed: {recipe.seed}"]
+    if facts is not None:
+        window = size_text(facts.window) if facts.window else "unknown"
+        lines.append(f"# model window {window}, RoPE base {facts.rope_theta:,.0f}, "
+                     f"{facts.heads} query and {facts.kv_heads} KV heads of {facts.head_size}")  # fmt: skip
+    lines.append("stages:")
+    for stage in recipe.stages:
+        lines += _stage_lines(stage, recipe, facts)
+    return "\n".join(lines)
+
+
+def _stage_lines(stage: StageSettings, recipe: Recipe, facts: ModelFacts | None) -> list[str]:
+    plain = {"kind": stage.kind, "name": stage.name}
+    plain |= {k: v for k, v in stage.model_dump(mode="json").items() if k not in ("kind", "name")}
+    text = yaml.safe_dump([plain], sort_keys=False, allow_unicode=True, width=110)
+    lines = []
+    for line in text.rstrip().splitlines():
+        key = line.strip("- ").split(":", 1)[0]
+        source = recipe.sources.get(f"{stage.name}.{key}") if line[:2] in ("- ", "  ") and line[2:3] != " " else None
+        lines.append(line + (f"   # {source}" if source else ""))
+    nested = {k: v for k, v in recipe.sources.items() if k.startswith(stage.name + ".") and k.count(".") > 1}
+    lines += [f"  # source of {key.removeprefix(stage.name + '.')}: {source}" for key, source in nested.items()]
+    for item in stage.derived(facts if getattr(stage, "model", None) in (None, recipe.model) else facts):
+        lines.append(f"  # derived: {item.key} = {item.value}   because {item.reason}")
+    return lines
+
+
+def _facts(recipe: Recipe) -> ModelFacts | None:
+    """The start model's config, if it can be had without a download; numbers that need it stay open otherwise."""
+    from lengthen.models import model_facts
+
+    try:
+        return model_facts(recipe.model)
+    except LengthenError:
+        return None
+
+
+def inspect_text(path: Path, rows: int, model: str | None) -> str:
+    """Readable text for whatever `path` is."""
+    if not path.exists():
+        raise LengthenError(f"There is no {path}.", fix="give rows, chat.jsonl, a stage folder, a run or a state file")
+    if path.suffix in (".sqlite", ".db"):
+        from lengthen.selflengthen.store import describe
+
+        return describe(path)
+    if (path / "stages").is_dir():
+        return _run_text(path)
+    from lengthen.data.inspect import inspect_path
+
+    return inspect_path(path, rows=rows, model=model)
+
+
+def _run_text(run: Path) -> str:
+    lines = [f"Run {run}"]
+    for folder in sorted((run / "stages").iterdir(), key=lambda f: f.stat().st_mtime):
+        path = folder / MANIFEST
+        if not path.exists():
+            continue
+        manifest = read_json(path)
+        lines.append(f"  {folder.name}: {manifest['status']}, {clock(manifest.get('seconds', 0))}, "
+                     f"{manifest.get('peak_memory_gib', '?')} GiB")  # fmt: skip
+        lines += [f"      {key}: {value:,}" for key, value in manifest.get("counts", {}).items()]
+        for rule, row in manifest.get("drops", {}).items():
+            lines.append(f"      dropped by {rule}: {row['items']:,} items, {row['tokens']:,} tokens")
+    return "\n".join(lines)
+
+
+def doctor_text(model: str | None) -> tuple[str, bool]:
+    """The machine's check list, and with a model the document-leak probe. Returns (text, all well)."""
+    from lengthen.doctor import examine, render
+
+    checks = examine()
+    text, good = render(checks), all(check.state != "bad" for check in checks)
+    if model is not None:
+        from lengthen.train.probe import probe_model
+
+        verdict = probe_model(model)
+        text, good = f"{text}\n\n{verdict.text}", good and verdict.clean
+    return text, good
