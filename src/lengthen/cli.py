@@ -81,7 +81,7 @@ def show(
         bool, typer.Option("--schema", help="Print the JSON schema of recipe files, for editors.")
     ] = False,
 ) -> None:
-    """Print a recipe with every setting filled in, and the reason of each derived number. Without a name: all presets."""
+    """Print a recipe with every setting filled in, and why. Without a name: all presets."""
     from lengthen.commands import presets_text, schema_text, show_text
 
     if schema:

@@ -120,7 +120,8 @@ def _stage_lines(stage: StageSettings, recipe: Recipe, facts: ModelFacts | None)
         lines.append(line + (f"   # {source}" if source else ""))
     nested = {k: v for k, v in recipe.sources.items() if k.startswith(stage.name + ".") and k.count(".") > 1}
     lines += [f"  # source of {key.removeprefix(stage.name + '.')}: {source}" for key, source in nested.items()]
-    for item in stage.derived(facts if getattr(stage, "model", None) in (None, recipe.model) else facts):
+    # A stage that reads an earlier stage's model has the start model's architecture, which is all that is asked here.
+    for item in stage.derived(facts):
         lines.append(f"  # derived: {item.key} = {item.value}   because {item.reason}")
     return lines
 
