@@ -1,0 +1,130 @@
+"""Recipes: reading, extending, changing, and errors that a newcomer can act on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from lengthen.common.errors import LengthenError
+from lengthen.recipe.base import parse_size, size_text
+from lengthen.recipe.load import load_recipe, merge_recipes, preset_names, read_recipe
+from lengthen.recipe.schema import json_schema
+
+BASE = """
+name: base
+stages:
+  - kind: prepare
+    name: rows
+    row_length: 2k
+    sources: [{name: a, path: a.jsonl, kind: chat}]
+  - kind: train
+    rows: "@rows"
+    steps: 10
+"""
+
+
+def write(folder: Path, text: str, name: str = "r.yaml") -> str:
+    (folder / name).write_text(text)
+    return str(folder / name)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("64k", 65536), ("64K", 65536), ("20B", 20 * 2**30), ("1.5k", 1536), ("2e6", 2_000_000), (7, 7)]
+)
+def test_sizes_are_powers_of_1024(text, value):
+    assert parse_size(text) == value
+
+
+@pytest.mark.parametrize("text", ["64 kilo", "many", "0.3", True])
+def test_a_wrong_size_is_refused(text):
+    with pytest.raises(ValueError, match="no size|whole number"):
+        parse_size(text)
+
+
+def test_size_text_is_the_inverse_for_round_values():
+    assert [size_text(v) for v in (65536, 20 * 2**30, 1000)] == ["64K", "20B", "1,000"]
+
+
+def test_set_changes_a_stage_by_name_a_list_item_by_name_and_the_recipe(tmp_path):
+    recipe = load_recipe(
+        write(tmp_path, BASE), changes=["train.steps=3", "train.learning_rate=1e-4", "rows.sources.a.path=b.jsonl", "seed=5"]
+    )
+    train = recipe.stage("train").model_dump()
+    assert (train["steps"], train["learning_rate"], recipe.seed) == (3, 1e-4, 5)
+    assert recipe.stage("rows").model_dump()["sources"][0]["path"] == "b.jsonl"
+
+
+def test_extends_merges_stages_by_name_and_without_removes_one(tmp_path):
+    write(tmp_path, BASE, "base.yaml")
+    child = write(
+        tmp_path,
+        "extends: base.yaml\nname: child\nwithout: [train]\nstages:\n  - {name: rows, row_length: 4k}\n"
+        "  - {kind: prepare, name: more, after: rows, sources: [{name: b, path: b.jsonl, kind: chat}]}\n",
+    )
+    recipe = load_recipe(child)
+    assert recipe.names == ["rows", "more"]
+    assert recipe.stage("rows").model_dump()["row_length"] == 4096
+
+
+def test_merging_leaves_the_base_alone():
+    base = {"stages": [{"name": "a", "x": {"y": 1}}]}
+    merge_recipes(base, {"stages": [{"name": "a", "x": {"y": 2}}]})
+    assert base == {"stages": [{"name": "a", "x": {"y": 1}}]}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name: x\nstages: [{kind: trian}]", ["trian", "did you mean 'train'"]),
+        (BASE.replace("steps", "stpes"), ["stages.train.stpes", "did you mean 'steps'"]),
+        (BASE.replace("row_length: 2k", "row_length: long"), ["stages.rows.row_length", "long", "64k"]),
+        (BASE.replace('"@rows"', '"@rowz"'), ["@rowz", "did you mean 'rows'"]),
+        (BASE.replace("kind: train", "kind: train\n    name: rows"), ["two stages", "rows"]),
+        ("name: x\nstages: []", ["stages", "at least one"]),
+        ("name: [", ["not YAML"]),
+        ("just words", ["not a recipe"]),
+        (BASE + "\nseed: 1\nseed: 2", ["stands twice", "seed"]),
+        (BASE + "\nsources: {train.stepz: ProLong}", ["train.stepz"]),
+    ],
+)
+def test_errors_name_the_place_and_the_way_out(tmp_path, text, words):
+    with pytest.raises(LengthenError) as error:
+        load_recipe(write(tmp_path, text))
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"), [("train.steps", "key=value"), ("tain.steps=1", "did you mean 'train'"), ("rows.sources.z.path=1", "no item 'z'")]
+)
+def test_a_wrong_set_is_explained(tmp_path, change, word):
+    with pytest.raises(LengthenError, match=word):
+        load_recipe(write(tmp_path, BASE), changes=[change])
+
+
+def test_a_circle_of_extends_is_refused(tmp_path):
+    write(tmp_path, "extends: b.yaml\nname: a", "a.yaml")
+    write(tmp_path, "extends: a.yaml\nname: b", "b.yaml")
+    with pytest.raises(LengthenError, match="circle"):
+        load_recipe(str(tmp_path / "a.yaml"))
+
+
+def test_an_unknown_recipe_names_the_nearest_preset():
+    with pytest.raises(LengthenError, match="quickstart"):
+        load_recipe("quickstrat")
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_valid_against_the_schema_that_editors_get(name):
+    load_recipe(name)
+    jsonschema.validate(read_recipe(name), json_schema())
+
+
+def test_the_schema_refuses_an_unknown_key():
+    bad = yaml.safe_load(BASE)
+    bad["stages"][1]["stpes"] = 1
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(bad, json_schema())
