@@ -198,7 +198,7 @@ def ends_sentence(text: str) -> bool:
         return False
     if _FENCE.match(last) or (last.startswith("|") and last.endswith("|")) or _FINISHED.match(last):
         return True
-    if last.startswith("#") and not last.lstrip("#").startswith(tuple("0123456789")):
+    if re.match(r"#{1,6}\s", last):
         return False
     core = _strip_closers(last)
     if core and (core[-1] in TERMINAL or _NO_MARKS.search(core)):

@@ -1,0 +1,284 @@
+"""Settings of the stage `self-lengthen`: a model that trains itself to write longer (arXiv 2410.23933).
+
+Numbers without a remark are those of the authors' published code; "ours" marks where it is changed, and
+docs/self-lengthen.md says why.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from lengthen.recipe.base import Derived, ModelFacts, Settings, Size, StageSettings
+
+Language = Literal["en", "zh"]
+
+
+class Sampling(Settings):
+    """How answers are sampled."""
+
+    temperature: float = Field(default=0.7, ge=0.0)
+    top_p: float = Field(default=0.8, gt=0.0, le=1.0)
+    top_k: int = Field(default=20, ge=0)
+    repetition_penalty: float = Field(default=1.1, gt=0.0)
+    max_new_tokens: Size = Field(default=16384, gt=0)
+    stop: tuple[str, ...] = ()
+    """Stop strings beside the end of the turn. None (ours): the original stops at every `---` and cuts tables."""
+
+
+class Instruct(Settings):
+    """Where instructions come from."""
+
+    source: Literal["self", "templates", "file"] = "self"
+    """self: the starting model writes them after the seeds, and judges them. templates: packaged topics x forms, for
+    models too small to judge. file: a JSONL file with `instruction` (and `language`)."""
+    file: str | None = None
+    """JSONL file of instructions, for source: file."""
+    count: int = Field(default=5000, gt=0)
+    """Instructions of each macro-iteration, new each time."""
+    seeds: str | None = None
+    """JSONL file of seed instructions (`instruction`, `language`). Default: the packaged ones."""
+    shown: int = Field(default=2, ge=1)
+    """Examples shown; the next one is completed."""
+    block: int = Field(default=500, gt=0)
+    """Accepted instructions join the examples after each block of this many."""
+    grow: bool = True
+    """Examples come from seeds and earlier blocks (the Qwen tree); false: from the seeds alone (the Llama tree)."""
+    judge: bool = True
+    """The starting model must answer yes when asked whether the instruction fits a long text."""
+    judge_temperature: float = Field(default=0.7, ge=0.0)
+    max_new_tokens: Size = Field(default=1024, gt=0)
+    above_words: int = 3
+    below_words: int = 500
+    tries: int = Field(default=10, ge=1)
+    candidates_per_instruction: float = Field(default=3.0, ge=1.0)
+    """Candidates at most, per instruction wanted; with fewer accepted by then the loop goes on with those (ours)."""
+    near_duplicate: float = Field(default=0.7, gt=0.0, le=1.0)
+    """ROUGE-L (F) from which two instructions are the same (Self-Instruct, arXiv 2212.10560; the original keeps all)."""
+    evaluation_prompts: list[str] = Field(default_factory=list)
+    """Files of evaluation prompts (JSONL with `prompt`, `query` or `instruction`; or text, one a line). Instructions
+    near to one of them, or that share `shared_ngram` words in a row with one, are dropped and counted."""
+    shared_ngram: int = Field(default=8, ge=2)
+
+
+class Respond(Settings):
+    """First answers: the bare instruction, no length asked."""
+
+    samples: int = Field(default=2, ge=1)
+    tries: int = Field(default=20, ge=1)
+    system: str | None = None
+    """System message; none by default."""
+
+
+class Extend(Settings):
+    """Two-stage extension: half of the text is extended, its beginning kept, the whole continued from there."""
+
+    samples: int = Field(default=1, ge=1)
+    """Extensions of each kept response (ours; the original makes 2, near-duplicates in the training data)."""
+    tries: int = Field(default=20, ge=1)
+    rounds: int = Field(default=3, ge=1)
+    """Micro-iterations: how often a text is extended before it is judged by `growth`."""
+    half: float = Field(default=0.5, gt=0.0, lt=1.0)
+    """Share of the text (in words) that stage one extends."""
+    keep: float = Field(default=2 / 3, gt=0.0, lt=1.0)
+    """Share of stage one's answer that is kept as the beginning; its end would make an abrupt joint."""
+    growth: float = Field(default=1.2, ge=1.0)
+    """A text is accepted with more than this many times the response's words."""
+
+
+class Checks(Settings):
+    """What an answer must satisfy. Each rule counts what it rejects."""
+
+    ngram_words: int = Field(default=10, ge=2)
+    ngram_signs: int = Field(default=13, ge=2)
+    repeated_share: float = Field(default=0.02, ge=0.0, le=1.0)
+    """Share of repeated n-grams allowed (ours; 0 is the original's rule: one repeated n-gram rejects)."""
+    longest_copy: int = Field(default=40, ge=0)
+    """Words of the longest stretch that may copy an earlier one (ours; the original: no n-gram twice)."""
+    min_words: int = Field(default=20, ge=0)
+    sentence_end: bool = True
+    meta: bool = True
+    """Refuse answers that open or close by talking about themselves ("Here is the revised version:")."""
+    refusals: bool = True
+    language: bool = True
+    """Refuse answers in another script than the instruction's."""
+
+
+class Retry(Settings):
+    """What changes when an answer is rejected (ours; the original repeats the same request)."""
+
+    after_cut: Literal["more-room", "stop", "same"] = "more-room"
+    """An answer cut by the token limit is stored and marked, never accepted. more-room: one more try with twice the
+    room, or with a higher repetition penalty when it was going round in circles; stop: none; same: like any other."""
+    cut_tries: int = Field(default=1, ge=0)
+    penalty_step: float = Field(default=0.05, ge=0.0)
+    error_tries: int = Field(default=3, ge=1)
+    """How often a request that ended in an error is sent again before its try counts as failed."""
+
+
+class Select(Settings):
+    """Length-biased selection: keep a text of percentile p (0 = shortest) when u > strength (1 - p)^power."""
+
+    enabled: bool = True
+    strength: float = Field(default=2.0, ge=0.0)
+    power: float = Field(default=3.0, gt=0.0)
+
+
+class Constraints(Settings):
+    """Length demands in the final data, verified against the text with LonGen's scorer."""
+
+    share: float = Field(default=1.0, ge=0.0, le=1.0)
+    """Share of the final rows with a length demand."""
+    weave: Literal["model", "append"] = "model"
+    """model: the starting model writes the demand into the instruction; append: as a sentence at its end."""
+    tries: int = Field(default=3, ge=1)
+    low: int | Literal["auto"] = 2000
+    high: int | Literal["auto"] = 8000
+    step: int | Literal["auto"] = 1000
+    """Numbers are multiples of this. auto (for all three): from the lengths that the model writes."""
+    double_step: float = Field(default=0.2, ge=0.0, le=1.0)
+    """Probability of twice the step."""
+    kinds: dict[Literal["about", "range", "above", "below"], float] = Field(
+        default_factory=lambda: {"about": 0.4, "range": 0.25, "above": 0.1, "below": 0.25}
+    )
+    chinese_numerals: float = Field(default=0.5, ge=0.0, le=1.0)
+    """Share of the Chinese demands whose number is written in Chinese numerals."""
+
+    @field_validator("kinds")
+    @classmethod
+    def _some_kind(cls, value: dict[str, float]) -> dict[str, float]:
+        if not value or min(value.values()) < 0 or sum(value.values()) <= 0:
+            raise ValueError("give at least one kind of demand a positive weight")
+        return value
+
+
+class RoleTraining(Settings):
+    """LoRA training of Generator and Extender, through the stage `train`."""
+
+    epochs: float = Field(default=4, gt=0)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    warmup_ratio: float = Field(default=0.1, ge=0.0, lt=1.0)
+    lora_rank: int = Field(default=8, ge=0)
+    """Rank of the adapter on all linear layers (the original trainer's default); 0 trains all weights."""
+    lora_alpha: int = Field(default=16, gt=0)
+    row_length: Size = Field(default=16384, gt=0)
+    """Longer examples are left out and counted (the original cuts off their ending)."""
+    rows_per_step: int = Field(default=8, ge=1)
+    """Training rows of one step over all processes (the original: one on each of 8 GPUs)."""
+    keep_line: float = Field(default=0.8, gt=0.0, le=1.0)
+    """Probability with which a line of the first response stays in the Extender's outline."""
+    replay: str | None = None
+    """chat.jsonl of ordinary SFT data that is mixed in, against forgetting (ours; the original trains on survivors)."""
+    replay_share: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Share of the examples that come from `replay`."""
+    least_rows: int = Field(default=1, ge=1)
+    """With fewer survivors the loop stops and says why."""
+
+
+class Final(Settings):
+    """The last training data and the last training."""
+
+    count: int = Field(default=5000, ge=0)
+    """Fresh instructions answered by the last Generator."""
+    samples: int = Field(default=1, ge=1)
+    pool: list[Literal["fresh", "extended"]] = Field(default_factory=lambda: ["fresh", "extended"])
+    """fresh: those answers; extended: also the kept texts of every macro-iteration."""
+    train: bool = True
+    start: Literal["generator", "model"] = "model"
+    """What the final training starts from: the starting model, or the last Generator."""
+
+
+class HeldOut(Settings):
+    """Prompts that no training sees, answered after each macro-iteration: length up to the first repeated span over
+    all of them, and the share that passes the checks."""
+
+    file: str | None = None
+    """JSONL file (`prompt`, `query` or `instruction`). Default: packaged topics that are kept out of the templates."""
+    count: int = Field(default=40, ge=0)
+    """Prompts used; 0 measures nothing."""
+
+
+class Serve(Settings):
+    """The server of a production run. Without an endpoint the model runs inside this process."""
+
+    endpoint: str | None = None
+    """Base URL of an OpenAI-compatible endpoint (http://host:8000/v1). The loop prints the command that serves each
+    macro-iteration, and stops with it when the endpoint lacks the adapters."""
+    start_vllm: bool = False
+    """Start `vllm serve` for each macro-iteration and stop it before training (needs vLLM)."""
+    port: int = Field(default=8000, ge=1, le=65535)
+    arguments: list[str] = Field(default_factory=list)
+    """More arguments for `vllm serve`, such as --tensor-parallel-size 4."""
+    start_minutes: float = Field(default=20, gt=0)
+    """How long a started server may take until it answers."""
+    in_flight: int = Field(default=256, ge=1)
+    """Requests in flight at an endpoint (the original: 32 a GPU)."""
+    batch: int | None = Field(default=None, ge=1)
+    """Sequences decoded together inside this process; default: the engine's choice."""
+    slowest_tokens_per_second: float = Field(default=2.0, gt=0)
+    """A request may take base_seconds + max_new_tokens / this many seconds: no text is dropped for being long."""
+    base_seconds: float = Field(default=120, gt=0)
+
+
+class SelfLengthenStage(StageSettings):
+    """A model trains itself to write longer: instructions, answers, two-stage extensions, selection, training."""
+
+    kind: Literal["self-lengthen"] = "self-lengthen"
+    model: str = "default"
+    """Instruct model to start from: default, a folder, @stage or a Hub name."""
+    method: Literal["self-lengthen", "plan-and-write", "back-translation"] = "self-lengthen"
+    """The loop, or one of the baselines on the same engines: plan-and-write (AgentWrite, arXiv 2408.07055) or
+    instructions written for long human texts (`texts`)."""
+    texts: str | None = None
+    """Documents (JSONL with `text`) for back-translation."""
+    languages: list[Language] = Field(default_factory=lambda: ["en"], min_length=1)
+    iterations: int = Field(default=3, ge=1)
+    """Macro-iterations."""
+    window: Size | None = None
+    """Tokens of prompt and answer together; default: the model's own window."""
+    prompts: str | None = None
+    """Folder whose *.jinja2 and *.json files replace the packaged ones of the same name."""
+    instruct: Instruct = Field(default_factory=Instruct)
+    respond: Respond = Field(default_factory=Respond)
+    extend: Extend = Field(default_factory=Extend)
+    sampling: Sampling = Field(default_factory=Sampling)
+    checks: Checks = Field(default_factory=Checks)
+    retry: Retry = Field(default_factory=Retry)
+    select: Select = Field(default_factory=Select)
+    constraints: Constraints = Field(default_factory=Constraints)
+    training: RoleTraining = Field(default_factory=RoleTraining)
+    final: Final = Field(default_factory=Final)
+    held_out: HeldOut = Field(default_factory=HeldOut)
+    serve: Serve = Field(default_factory=Serve)
+    evaluate: dict | None = None
+    """Settings of an `evaluate` stage, run on the Generator after each macro-iteration (suites: [longform])."""
+
+    @model_validator(mode="after")
+    def _needs(self) -> SelfLengthenStage:
+        if self.instruct.source == "file" and not self.instruct.file:
+            raise ValueError("instruct.source is 'file': give instruct.file, a JSONL file with `instruction`")
+        if self.method == "back-translation" and not self.texts:
+            raise ValueError("method is 'back-translation': give texts, a JSONL file of long documents with `text`")
+        return self
+
+    def derived(self, facts: ModelFacts | None) -> list[Derived]:
+        found: list[Derived] = []
+        if self.window is None and facts is not None:
+            found.append(Derived("window", facts.window, "the model's own window"))
+        if self.method == "self-lengthen":
+            responses = self.instruct.count * self.respond.samples
+            kept = kept_share(self.select.strength, self.select.power) if self.select.enabled else 1.0
+            rows = responses * kept * self.extend.samples * kept
+            found += [
+                Derived("kept share", round(kept, 4), "integral of length-biased selection over all percentiles"),
+                Derived("rows per role at most", int(rows), "instructions x samples x kept x extensions x kept"),
+            ]
+        return found
+
+
+def kept_share(strength: float, power: float) -> float:
+    """Share of texts that length-biased selection keeps: 1 - integral of min(1, strength x^power), x = 1 - p.
+    0.5953 for the original's 2 and 3."""
+    edge = min(1.0, strength ** (-1 / power)) if strength > 0 else 1.0
+    return 1.0 - (strength * edge ** (power + 1) / (power + 1) + (1.0 - edge))
