@@ -119,6 +119,81 @@ def doctor(model: Model = None) -> None:
         raise typer.Exit(1)
 
 
+@app.command()
+def plan(
+    recipe: RecipeName,
+    model: Model = None,
+    set_: Changes = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            "--devices", "-d", help="Count and type, e.g. 8xH100-80GB, 4xA100-80GB, cpu. Default: this machine."
+        ),
+    ] = None,
+) -> None:
+    """What a recipe will cost before it runs: memory per device by part, tokens/s, hours, and what to change."""
+    from lengthen.commands import plan_text
+    from lengthen.recipe.load import load_recipe
+
+    typer.echo(plan_text(load_recipe(recipe, model=model, changes=set_ or ()), devices))
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A folder, a Hub name, 'default', or http://host:port/v1#model-name.")],
+    suite: Annotated[str, typer.Option("--suite", help="Suites or single tasks, separated by commas.")] = "needle",
+    lengths: Annotated[str, typer.Option("--lengths", help="Lengths in tokens, separated by commas.")] = "4k,8k,16k",
+    samples: Annotated[int | None, typer.Option("--samples", help="Samples per task and length.")] = None,
+    arm: Annotated[
+        str | None, typer.Option("--arm", help="The model's name in tables. Default: from its path.")
+    ] = None,
+    set_: Changes = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder. Default: runs/evaluate-<model>.")] = None,
+) -> None:
+    """How long does this model really read and write? Scores with intervals, a heat map, a report.
+
+    Stop it and run it again at any moment: no sample is asked twice.
+    """
+    from lengthen.commands import evaluation_recipe, run_and_tell
+
+    recipe = evaluation_recipe(model, suite, lengths, samples, arm, set_ or ())
+    run_and_tell(recipe, out or Path("runs") / recipe.name, [], _command_line())
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders or evaluate stages, the earlier one first.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the report.")] = Path("report"),
+) -> None:
+    """Compare runs on the same samples: paired differences with intervals, curves, heat maps, failures to read."""
+    from lengthen.commands import compare
+
+    typer.echo(compare(runs, out))
+
+
+def _synthesis(kind: str, model: str | None, count: int | None, out: Path | None, changes: list[str] | None) -> None:
+    from lengthen.commands import run_and_tell, synthesis_recipe
+
+    recipe = synthesis_recipe(kind, model, count, changes or ())
+    run_and_tell(recipe, out or Path("runs") / recipe.name, [], _command_line())
+
+
+Count = Annotated[int | None, typer.Option("--count", "-n", help="Number of conversations.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder. Default: runs/<kind>.")]
+
+
+@synthesize.command()
+def tables(model: Model = None, count: Count = None, set_: Changes = None, out: Out = None) -> None:
+    """Long random tables with questions whose answers are computed and checked (LongSkywork's SynL)."""
+    _synthesis("tables", model, count, out, set_)
+
+
+@synthesize.command()
+def questions(model: Model = None, count: Count = None, set_: Changes = None, out: Out = None) -> None:
+    """Facts planted in real long documents, and asked for. Name documents with --set documents=[FOLDER]."""
+    _synthesis("questions", model, count, out, set_)
+
+
 def _command_line() -> str:
     return " ".join(["lengthen", *sys.argv[1:]])
 

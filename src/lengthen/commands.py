@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -15,8 +17,8 @@ from lengthen.common.files import read_json
 from lengthen.common.manifest import MANIFEST
 from lengthen.common.progress import clock
 from lengthen.recipe.base import ModelFacts, StageSettings, size_text
-from lengthen.recipe.load import PRESETS, preset_names
-from lengthen.recipe.schema import Recipe, json_schema
+from lengthen.recipe.load import PRESETS, apply_change, preset_names
+from lengthen.recipe.schema import Recipe, build_recipe, json_schema
 
 
 def run_and_tell(recipe: Recipe, folder: Path, redo: Sequence[str], command: str) -> None:
@@ -75,6 +77,83 @@ def dry_run_text(recipe: Recipe, folder: Path) -> str:
         lines.append(f"{len(remaining)} of {len(plans)} stages remain, roughly {clock(seconds)} on two cores "
                      "for the embedded model (larger models: lengthen plan).")  # fmt: skip
     return "\n".join(lines)
+
+
+def evaluation_recipe(
+    model: str, suites: str, lengths: str, samples: int | None, arm: str | None, changes: Sequence[str]
+) -> Recipe:
+    """A recipe of one evaluate stage and its report, from the command's options."""
+    from lengthen.models import model_title
+
+    title = _slug(arm or model_title(model))
+    stage: dict[str, Any] = {
+        "kind": "evaluate",
+        "model": model,
+        "arm": arm or model_title(model),
+        "suites": _list(suites),
+        "lengths": _list(lengths),
+    }
+    if samples is not None:
+        stage["samples"] = samples
+    return one_stage_recipe(
+        f"evaluate-{title}",
+        stage,
+        changes,
+        after={"kind": "report", "evaluations": [{"label": stage["arm"], "run": "@evaluate"}]},
+    )
+
+
+def synthesis_recipe(kind: str, model: str | None, count: int | None, changes: Sequence[str]) -> Recipe:
+    """A recipe of one `tables` or `questions` stage."""
+    stage: dict[str, Any] = {"kind": kind}
+    if model is not None:
+        stage["model"] = model
+    if count is not None:
+        stage["count"] = count
+    return one_stage_recipe(kind, stage, changes)
+
+
+def one_stage_recipe(
+    name: str, stage: dict[str, Any], changes: Sequence[str], after: dict[str, Any] | None = None
+) -> Recipe:
+    """A recipe around a single stage; `--set key=value` speaks of that stage, or of the recipe's own keys."""
+    data: dict[str, Any] = {"name": name, "stages": [stage, *([after] if after else [])]}
+    for change in changes:
+        own = change.split("=", 1)[0].strip() in ("seed", "model", "description")
+        apply_change(data, change if own else f"{stage['kind']}.{change}")
+    return build_recipe(data, name)
+
+
+def _list(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._") or "model"
+
+
+def compare(runs: Sequence[Path], out: Path) -> str:
+    """Write the comparison of several runs; returns the line to print."""
+    from lengthen.report.run import write_comparison
+
+    for run in runs:
+        if not run.exists():
+            raise LengthenError(f"There is no {run}.", fix="give run folders, or evaluate stages inside them")
+    page = write_comparison(list(runs), out)
+    return f"Report:  {page}"
+
+
+def plan_text(recipe: Recipe, devices: str | None) -> str:
+    """Cost of every train stage of a recipe on the given devices."""
+    from lengthen.models import model_facts
+    from lengthen.recipe.stages.train import TrainStage
+    from lengthen.train.estimate import estimate, parse_devices, render
+
+    facts, on = model_facts(recipe.model), parse_devices(devices)
+    parts = [render(estimate(stage, facts, on)) for stage in recipe.stages if isinstance(stage, TrainStage)]
+    if not parts:
+        return f"'{recipe.name}' has no train stage; nothing to price."
+    return "\n\n".join(parts)
 
 
 def presets_text() -> str:

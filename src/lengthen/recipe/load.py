@@ -34,7 +34,7 @@ def load_recipe(name: str, *, model: str | None = None, changes: Sequence[str] =
     if model is not None:
         data["model"] = model
     for change in changes:
-        _apply(data, change)
+        apply_change(data, change)
     return build_recipe(data, name)
 
 
@@ -111,7 +111,8 @@ def _without(data: dict[str, Any], without: list[str], origin: str) -> dict[str,
     return data
 
 
-def _apply(data: dict[str, Any], change: str) -> None:
+def apply_change(data: dict[str, Any], change: str) -> None:
+    """One `--set` text applied to a recipe's plain data, in place."""
     key, sign, text = change.partition("=")
     if not sign or not key.strip():
         raise LengthenError(f"--set {change}: write it as key=value, such as --set train.learning_rate=1e-4.")
