@@ -1,0 +1,212 @@
+"""Requests in flight: many small tasks, each a generator that asks and goes on when its answer comes.
+
+A task never waits for another one. Answers are committed to the store before the task sees them, and a task that is
+started again finds them there: going on after a kill is nothing but running the same tasks again.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from lengthen.common.errors import LengthenError
+from lengthen.common.progress import Bar
+from lengthen.generate.engine import Answer, Engine, Request, failed
+from lengthen.selflengthen.store import Key, Store
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A request under its key; `engine` names the engine that answers it (base, generator, extender)."""
+
+    key: Key
+    engine: str
+    request: Request
+
+
+Task = Generator[Ask, Answer, None]
+
+
+class Source(Protocol):
+    """Gives tasks as they become possible."""
+
+    def next_task(self) -> Task | None:
+        """The next task, or None when there is none at this moment."""
+        ...
+
+    def more(self) -> bool:
+        """False when no task will come any more, whatever the running ones bring."""
+        ...
+
+
+@dataclass
+class Listed:
+    """A source over tasks that are known from the beginning."""
+
+    tasks: Iterator[Task]
+    _ended: bool = False
+
+    @classmethod
+    def of(cls, tasks: Iterable[Task]) -> Listed:
+        return cls(iter(tasks))
+
+    def next_task(self) -> Task | None:
+        task = next(self.tasks, None)
+        self._ended = task is None
+        return task
+
+    def more(self) -> bool:
+        return not self._ended
+
+
+@dataclass
+class Traffic:
+    """What a run of the pipeline did. busy: mean share of the allowed requests in flight while it ran."""
+
+    asked: int = 0
+    from_store: int = 0
+    errors: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    busy: float = 0.0
+
+
+class Pipeline:
+    """Runs tasks against engines.
+
+    Args:
+        in_flight: requests out at the same time. flow: the engine takes requests at any moment (an endpoint) and they
+            are sent as soon as a place is free; otherwise all that is ready goes out as one wave (batched decoding
+            inside this process, where a second caller would only slow the first).
+        error_tries: how often a request that ends in an error is sent before its task hears of it.
+        in_a_row: so many errors one after the other stop the run: the endpoint is gone, and no try shall be wasted.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        engines: Mapping[str, Engine],
+        *,
+        flow: bool,
+        in_flight: int = 256,
+        error_tries: int = 3,
+        in_a_row: int | None = None,
+        bar: Bar | None = None,
+    ) -> None:
+        self.store, self.engines, self.flow, self.in_flight = store, engines, flow, in_flight
+        self.error_tries, self.bar = error_tries, bar
+        self.in_a_row = in_a_row or max(50, 2 * in_flight)
+        self.traffic = Traffic()
+        self._ready: deque[tuple[Task, Ask, int]] = deque()
+        self._out: dict[str, tuple[Task, Ask, int]] = {}
+        self._answers: queue.Queue[Answer | BaseException] = queue.Queue()
+        self._errors_in_a_row = 0
+
+    def run(self, source: Source) -> Traffic:
+        """Run every task of the source to its end. Raises what a task raises, and LengthenError when the engine
+        answers nothing but errors; everything that was answered is in the store then."""
+        began = last = time.monotonic()
+        area = 0.0
+        while True:
+            self._start(source)
+            self._send()
+            if not self._out:
+                if self._ready:
+                    continue
+                if not source.more():
+                    break
+                raise RuntimeError("no task is running and the source gives none")
+            answer = self._answers.get()
+            now = time.monotonic()
+            area, last = area + len(self._out) * (now - last), now
+            self._take(answer)
+            # Take all that is there before new requests are chosen: one commit and one look at the source each.
+            while not self._answers.empty():
+                self._take(self._answers.get_nowait())
+        self.traffic.seconds = time.monotonic() - began
+        self.traffic.busy = area / (self.in_flight * self.traffic.seconds) if self.traffic.seconds > 0 else 0.0
+        return self.traffic
+
+    def _start(self, source: Source) -> None:
+        """Start tasks until as many requests wait as can go out."""
+        while len(self._ready) + len(self._out) < self.in_flight:
+            task = source.next_task()
+            if task is None:
+                return
+            self._advance(task, None)
+
+    def _advance(self, task: Task, answer: Answer | None) -> None:
+        """Let a task go on until it asks for something that is not in the store, or ends."""
+        while True:
+            try:
+                ask = next(task) if answer is None else task.send(answer)
+            except StopIteration:
+                if self.bar is not None:
+                    self.bar.advance(1, f"{len(self._out)} in flight")
+                return
+            answer = self.store.answer(ask.key)
+            if answer is None:
+                self._ready.append((task, ask, 1))
+                return
+            self.traffic.from_store += 1
+
+    def _send(self) -> None:
+        if not self._ready or (self._out and not self.flow):
+            return
+        batches: dict[str, list[Request]] = {}
+        while self._ready and len(self._out) < self.in_flight:
+            task, ask, tries = self._ready.popleft()
+            name = f"{ask.key}#{tries}"
+            if name in self._out:
+                raise RuntimeError(f"two tasks ask for {name}")
+            self.store.sending(ask.key, ask.request)
+            self._out[name] = (task, ask, tries)
+            batches.setdefault(ask.engine, []).append(replace(ask.request, id=name))
+            self.traffic.asked += 1
+        for engine, requests in batches.items():
+            threading.Thread(target=self._work, args=(self.engines[engine], requests), daemon=True).start()
+
+    def _work(self, engine: Engine, requests: list[Request]) -> None:
+        """One thread per batch that goes out; its answers are handed over one by one, as they come."""
+        missing = {request.id: request for request in requests}
+        try:
+            for answer in engine.generate(requests):
+                missing.pop(answer.id, None)
+                self._answers.put(answer)
+            for request in missing.values():
+                self._answers.put(failed(request, "the engine gave no answer"))
+        except BaseException as error:
+            self._answers.put(error)
+
+    def _take(self, answer: Answer | BaseException) -> None:
+        if isinstance(answer, BaseException):
+            raise answer
+        task, ask, tries = self._out.pop(answer.id)
+        self.store.answered(ask.key, answer)
+        if answer.finish_reason != "error":
+            self._errors_in_a_row = 0
+            self.traffic.tokens += answer.new_tokens
+            self._advance(task, answer)
+            return
+        self.traffic.errors += 1
+        self._errors_in_a_row += 1
+        if self._errors_in_a_row >= self.in_a_row:
+            raise LengthenError(
+                f"The last {self._errors_in_a_row} requests all ended in errors; the last one: {answer.error}",
+                why="the endpoint does not answer, or refuses these requests",
+                fix="look at the server, then run the same command again; nothing that was answered is asked again",
+            )
+        if tries < self.error_tries:
+            self._ready.append((task, ask, tries + 1))
+        else:
+            self._advance(task, answer)
+
+
+def run_tasks(pipeline: Pipeline, tasks: Iterable[Task]) -> Traffic:
+    """Run tasks that are all known."""
+    return pipeline.run(Listed.of(tasks))
