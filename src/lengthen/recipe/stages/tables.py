@@ -94,3 +94,9 @@ class TablesStage(StageSettings):
         mean = low if low == high else (high - low) / log(high / low)
         reason = f"{self.count:,} x {mean:,.0f}, the mean of a log-uniform length in {low:,}-{high:,}"
         return [Derived("tokens", round(self.count * mean), reason)]
+
+    def without_effect(self) -> set[str]:
+        return {"workers"}
+
+    def cost(self) -> float:
+        return 10.0 + self.derived(None)[0].value / 1.5e5

