@@ -1,0 +1,253 @@
+"""The `train` stage: a model and rows in, a plain Hugging Face folder out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lengthen.common.dist import export_launcher_variables, is_main, rank, world_size
+from lengthen.common.errors import LengthenError
+from lengthen.common.files import explain_disk, read_json, read_json_lines, sha256_file, write_atomic
+from lengthen.common.manifest import StageContext, StageResult
+from lengthen.models import load_model, load_tokenizer, pick_dtype, resolve_model
+from lengthen.recipe.base import Derived, size_text
+from lengthen.recipe.stages.train import PositionSettings, TrainStage, batch_and_steps
+from lengthen.train import gates
+from lengthen.train.checkpoints import checkpoints, last_checkpoint, prune, step_of
+from lengthen.train.collate import Collator
+from lengthen.train.lora import add_adapters, merge_adapters
+from lengthen.train.machine import layer_parameters, measured_peak, raise_malloc_thresholds, training_flops
+from lengthen.train.rope import extension_for
+from lengthen.train.rows import TrainingRows, check_rows, open_training_rows
+from lengthen.train.sampler import Ranks, StepPlan
+from lengthen.train.trainer import Housekeeping, LongTrainer, Optimization
+
+RECOMPUTE_OVER = (
+    4096  # tokens of a micro-batch: beyond them activations outweigh the recomputing (a sixth of the speed)
+)
+
+
+def train(settings: TrainStage, ctx: StageContext) -> StageResult:
+    """Train `settings.model` on `settings.rows`. Goes on from its last whole checkpoint when it was interrupted.
+
+    Writes `model/`, `metrics.jsonl` and, while it runs, `checkpoints/` into `ctx.folder`.
+
+    Raises:
+        LengthenError: settings that cannot hold for this model and these rows, before any compute; a loss that is no
+            number, a checkpoint that cannot be written, with the last good checkpoint named.
+    """
+    notes = _gates(settings)
+    if notes is not None and settings.until and notes[0]:
+        return _pass_on(settings, ctx, notes[1])
+    raise_malloc_thresholds()
+    _quiet_libraries()
+    export_launcher_variables()
+    rows = open_training_rows(settings.rows)
+    folder = resolve_model(settings.model)
+    extension = extension_for(folder, settings.length, settings.rope)
+    derived = list(extension.derived)
+    settings = _with_targets(settings, derived)
+    dtype = _chosen(settings, derived)
+    ranks = Ranks(dp_rank=rank(), dp_size=world_size())
+    decided = batch_and_steps(settings, rows.longest, len(rows.data), ranks.dp_size * settings.micro_batch)
+    derived += decided.derived
+    plan = StepPlan(
+        rows.costs.tolist(), rows.lengths.tolist(), batch_rows=decided.batch_rows, micro_rows=settings.micro_batch,
+        dp_size=ranks.dp_size, batching=settings.batching, seed=ctx.seed_for("order"),
+    )  # fmt: skip
+    keeping = _keeping(settings, ctx, rows, decided.batch_rows, decided.steps, dtype, folder, derived)
+    resume = last_checkpoint(keeping.store, keeping.identity)
+    model = load_model(str(folder), dtype=dtype, rope=extension.parameters, window=extension.window)
+    text = model.config.get_text_config()
+    whole_rows = settings.positions.type == "continuous"
+    check_rows(rows, positions=text.max_position_embeddings, vocabulary=text.vocab_size, whole_rows=whole_rows)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    keeping = replace(
+        keeping,
+        flops=training_flops(text, layer_parameters(model)),
+        peak=measured_peak(model.dtype, device) if is_main() else 1.0,
+    )
+    if settings.lora is not None:
+        model = add_adapters(model, settings.lora)
+    collator = Collator(settings.positions, rule=settings.loss, seed=ctx.seed_for("positions"))
+    trainer = LongTrainer(
+        model, load_tokenizer(folder), rows.data, plan, collator, _optimization(settings, decided.steps), keeping, ranks
+    )
+    _run(trainer, settings, ctx, decided.steps, resume)
+    _save_model(trainer, ctx.folder)
+    if is_main():
+        prune(keeping.store, settings.keep_after)
+    return _result(ctx.folder, decided.steps, rows, derived)
+
+
+def _run(trainer: LongTrainer, settings: TrainStage, ctx: StageContext, steps: int, resume: Path | None) -> None:
+    done = step_of(resume) if resume is not None else 0
+    if is_main():
+        _cut_metrics(ctx.folder / "metrics.jsonl", done)
+    if settings.optimizer_from is not None and resume is None:
+        trainer.carry_optimizer(_optimizer_file(settings.optimizer_from))
+    with ctx.progress("training", steps, "steps", done) as bar:
+        trainer.on_step = lambda line: bar.advance(
+            1, f"loss {line['loss']:.4f}  {line['tokens_per_second']:,.0f} tokens/s"
+        )
+        trainer.train(resume_from_checkpoint=str(resume) if resume is not None else None)
+
+
+def _quiet_libraries() -> None:
+    """Their bars for loading and saving would run through ours."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _gates(settings: TrainStage) -> tuple[bool, list[str]] | None:
+    """(whether all `until` gates hold, their sentences); raises when a `requires` gate does not hold."""
+    for gate in settings.requires:
+        holds, sentence = gates.check(gate)
+        if not holds:
+            raise LengthenError(
+                f"Stage '{settings.name}' does not start: its gate is not reached. {sentence}",
+                fix="train the stage before it for longer, or lower the gate (requires)",
+            )
+    if not settings.until:
+        return None
+    found = [gates.check(gate) for gate in settings.until]
+    return all(holds for holds, _ in found), [sentence for _, sentence in found]
+
+
+def _pass_on(settings: TrainStage, ctx: StageContext, sentences: list[str]) -> StageResult:
+    """The gates hold already: the model goes on as it is."""
+    target, part = ctx.folder / "model", ctx.folder / ".model.part"
+    if is_main() and not target.exists():
+        with explain_disk(target):
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.copytree(resolve_model(settings.model), part)
+            os.replace(part, target)
+    return StageResult(counts={"steps": 0}, notes=[f"not trained, its gates hold already: {'; '.join(sentences)}"])
+
+
+def _with_targets(settings: TrainStage, derived: list[Derived]) -> TrainStage:
+    positions = settings.positions
+    if positions.type in ("pose", "skip") and not positions.targets and settings.length:
+        derived.append(Derived("positions.targets", [settings.length], "the stage's length"))
+        positions = PositionSettings(type=positions.type, targets=[settings.length], unit=positions.unit)
+    return settings.model_copy(update={"positions": positions})
+
+
+def _chosen(settings: TrainStage, derived: list[Derived]) -> str:
+    dtype, why = pick_dtype(settings.dtype)
+    if settings.dtype == "auto":
+        derived.append(Derived("dtype", dtype, why + (", with fp32 master weights" if dtype != "float32" else "")))
+    return dtype
+
+
+def _optimization(settings: TrainStage, steps: int) -> Optimization:
+    return Optimization(
+        steps=steps, lr=settings.lr, schedule=settings.schedule, lr_floor=settings.lr_floor, warmup=settings.warmup,
+        betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay, grad_clip=settings.grad_clip,
+    )  # fmt: skip
+
+
+def _keeping(
+    settings: TrainStage, ctx: StageContext, rows: TrainingRows, batch_rows: int, steps: int, dtype: str,
+    folder: Path, derived: list[Derived],
+) -> Housekeeping:  # fmt: skip
+    every = settings.save_every
+    if every is None:
+        every = min(125, max(1, -(-steps // 10)))
+        derived.append(Derived("save_every", every, "a tenth of the run, at most ProLong's 125 steps"))
+    line = rows.longest * settings.micro_batch
+    recompute = line > RECOMPUTE_OVER if settings.checkpointing == "auto" else settings.checkpointing
+    if settings.checkpointing == "auto":
+        sign = "more" if recompute else "no more"
+        derived.append(Derived("checkpointing", recompute, f"{size_text(line)} tokens at once, {sign} than 4K"))
+    identity = {
+        **{key: value for key, value in asdict(_optimization(settings, steps)).items()},
+        "betas": list(settings.betas),
+        "batch_rows": batch_rows, "micro_batch": settings.micro_batch, "batching": settings.batching,
+        "loss": settings.loss, "dtype": dtype, "seed": ctx.seed, "rows": rows.sha256,
+        "positions": settings.positions.model_dump(mode="json"), "rope": settings.rope.model_dump(mode="json"),
+        "length": settings.length, "lora": settings.lora.model_dump(mode="json") if settings.lora else None,
+        "model": sha256_file(folder / "config.json"),
+    }  # fmt: skip
+    return Housekeeping(
+        folder=ctx.folder, save_every=every, keep=settings.keep, identity=identity,
+        report_to=tuple(settings.report_to), workers=settings.workers, seed=ctx.seed, checkpointing=recompute,
+        activation_offload=settings.activation_offload, liger=settings.liger,
+    )  # fmt: skip
+
+
+def _optimizer_file(stage: str) -> Path:
+    found = checkpoints(Path(stage) / "checkpoints")
+    file = found[-1] / "optimizer.pt" if found else Path(stage) / "optimizer.pt"
+    if not file.exists():
+        raise LengthenError(
+            f"optimizer_from: {stage} holds no optimizer state.",
+            why="checkpoints are deleted at the end of a training unless they are asked for",
+            fix="set keep_after: 1 in that stage, and run it again",
+        )
+    return file
+
+
+def _cut_metrics(path: Path, done: int) -> None:
+    """Forget lines after the checkpoint that the run goes on from: those steps are done again."""
+    if path.exists():
+        kept = [line for line in path.read_text().splitlines() if _step_in(line) <= done]
+        write_atomic(path, "".join(line + "\n" for line in kept))
+
+
+def _step_in(line: str) -> float:
+    import json
+
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError):
+        return float("inf")
+
+
+def _save_model(trainer: LongTrainer, folder: Path) -> None:
+    """model/ as a plain Hugging Face folder: weights, config with its RoPE parameters, tokenizer, chat template,
+    generation config."""
+    if trainer.is_world_process_zero():
+        target, part = folder / "model", folder / ".model.part"
+        with explain_disk(target):
+            shutil.rmtree(part, ignore_errors=True)
+            model = merge_adapters(trainer.accelerator.unwrap_model(trainer.model))
+            model.save_pretrained(part)
+            trainer.processing_class.save_pretrained(part)  # type: ignore[union-attr]
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(part, target)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _result(folder: Path, steps: int, rows: TrainingRows, derived: list[Derived]) -> StageResult:
+    lines: list[dict[str, Any]] = list(read_json_lines(folder / "metrics.jsonl"))
+    seconds = sum(line["seconds"] for line in lines)
+    tokens = sum(line["tokens"] for line in lines)
+    last = [line["loss"] for line in lines[-10:]]
+    config = read_json(folder / "model" / "config.json") if (folder / "model").exists() else {}
+    return StageResult(
+        counts={
+            "steps": steps,
+            "rows": len(rows.data),
+            "tokens": tokens,
+            "trained_tokens": sum(line["trained_tokens"] for line in lines),
+            "padding": sum(line["padding"] for line in lines),
+        },
+        figures={
+            "loss_first": lines[0]["loss"] if lines else None,
+            "loss_last": sum(last) / len(last) if last else None,
+            "minutes": round(seconds / 60, 2),
+            "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
+            "rope_parameters": config.get("rope_parameters"),
+            "max_position_embeddings": config.get("max_position_embeddings"),
+        },
+        derived={d.key: {"value": d.value, "reason": d.reason} for d in derived},
+    )

@@ -1,0 +1,120 @@
+"""Training end to end: rows and a model in, a plain Hugging Face folder out."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lengthen.common.errors import LengthenError
+from lengthen.common.manifest import StageContext
+from lengthen.recipe.stages.train import TrainStage
+from lengthen.train.run import train
+from tests.train.rows import make_row, ordinary_rows, write_rows
+
+
+def stage(model, rows, **changes) -> TrainStage:
+    plain = {"name": "train", "model": str(model), "rows": str(rows), "steps": 6, "batch_rows": 4, "lr": 3e-3,
+             "dtype": "float32", "warmup": 2, "save_every": 3}  # fmt: skip
+    return TrainStage.model_validate({**plain, **changes})
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_trained_model_loads_in_plain_transformers(tmp_path, model_folder):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    rows = ordinary_rows(tmp_path / "rows")
+    settings = stage(
+        model_folder, rows, length=2048, steps=30, rope={"type": "yarn"}, positions={"type": "skip", "unit": [4, 12]}
+    )
+    result = train(settings, StageContext(folder=tmp_path / "out", seed=1))
+    lines = metrics(tmp_path / "out")
+    assert [line["step"] for line in lines] == list(range(1, 31))
+    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+    assert all(line["tokens"] == 4 * 96 and 0 < line["trained_tokens"] < 4 * 96 for line in lines)
+    assert {"grad_norm", "learning_rate", "tokens_per_second", "imbalance", "padding", "share_of_peak"} <= set(lines[0])
+    assert result.counts["tokens"] == 30 * 4 * 96
+
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "model")
+    assert model.config.max_position_embeddings == 2048
+    assert model.config.rope_parameters["rope_type"] == "yarn" and model.config.rope_parameters["factor"] == 4.0
+    assert tokenizer.chat_template
+    ids = torch.arange(10, 30)[None]
+    with torch.no_grad():
+        after = model(ids, labels=ids).loss
+        before = AutoModelForCausalLM.from_pretrained(model_folder)(ids, labels=ids).loss
+    assert after < before
+    assert not (tmp_path / "out" / "checkpoints").exists() or not list((tmp_path / "out" / "checkpoints").iterdir())
+
+
+def test_bfloat16_with_master_weights_learns(tmp_path, model_folder):
+    rows = ordinary_rows(tmp_path / "rows")
+    train(stage(model_folder, rows, steps=30, dtype="bfloat16"), StageContext(folder=tmp_path / "out", seed=1))
+    lines = metrics(tmp_path / "out")
+    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+
+
+def test_same_settings_same_losses(tmp_path, model_folder):
+    rows = ordinary_rows(tmp_path / "rows")
+    for name, workers in (("a", 0), ("b", 2)):
+        train(stage(model_folder, rows, workers=workers), StageContext(folder=tmp_path / name, seed=3))
+    losses = [[line["loss"] for line in metrics(tmp_path / name)] for name in ("a", "b")]
+    assert losses[0] == losses[1]
+
+
+def test_derived_values_have_reasons(tmp_path, model_folder):
+    rows = ordinary_rows(tmp_path / "rows")
+    settings = TrainStage(name="t", model=str(model_folder), rows=[str(rows)], epochs=1, length=1024, dtype="float32")
+    result = train(settings, StageContext(folder=tmp_path / "out"))
+    assert result.counts["steps"] == 24
+    assert {"rope.base", "rope.factor", "batch_rows", "steps", "checkpointing", "save_every"} <= set(result.derived)
+    assert all(entry["reason"] for entry in result.derived.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"rope": {"type": "none"}, "length": 4096}, "rope.type is none"),
+        ({"rope": {"type": "ntk", "base": 1e6}, "length": 4096}, "rope.base has no meaning"),
+        ({"rope": {"type": "longrope"}, "length": 4096}, "short_factor"),
+        ({"rope": {"type": "yarn"}, "length": 256}, "does not exceed"),
+        ({"batch_rows": 3, "micro_batch": 2}, "no multiple"),
+        ({"optimizer_from": "nowhere"}, "keep_after"),
+    ],
+)
+def test_refusals_before_compute(tmp_path, model_folder, change, words):
+    rows = ordinary_rows(tmp_path / "rows")
+    with pytest.raises(LengthenError, match=words):
+        train(stage(model_folder, rows, **change), StageContext(folder=tmp_path / "out"))
+    assert not (tmp_path / "out" / "model").exists()
+
+
+def test_bad_rows_are_refused(tmp_path, model_folder):
+    import random
+
+    rng = random.Random(0)
+    long = write_rows(tmp_path / "long", [make_row(rng, [600], 300)])
+    other = make_row(rng, [60], 300)
+    foreign = write_rows(tmp_path / "foreign", [{**other, "input_ids": [4999, *other["input_ids"][1:]]}])
+    silent = write_rows(tmp_path / "silent", [make_row(rng, [60], 300, masked=2.0)])
+    for rows, words in ((long, "512 positions"), (foreign, "tokenizer"), (silent, "No token")):
+        with pytest.raises(LengthenError, match=words):
+            train(stage(model_folder, rows), StageContext(folder=tmp_path / "out"))
+    with pytest.raises(LengthenError, match="holds no rows"):
+        train(stage(model_folder, tmp_path), StageContext(folder=tmp_path / "out"))
+
+
+def test_step_without_targets_gives_zero(tmp_path, model_folder):
+    import random
+
+    rng = random.Random(0)
+    rows = [make_row(rng, [40, 56], 300, masked=2.0 if i % 2 else 0.0) for i in range(8)]
+    folder = write_rows(tmp_path / "rows", rows)
+    train(stage(model_folder, folder, batch_rows=1, steps=8), StageContext(folder=tmp_path / "out"))
+    losses = [line["loss"] for line in metrics(tmp_path / "out")]
+    assert sum(loss == 0 for loss in losses) == 4 and all(loss >= 0 for loss in losses)
