@@ -1,18 +1,19 @@
 """Causal attention on a CPU by tiles, in plain eager torch: the fast core for long documents.
 
-torch's own CPU attention multiplies its score tiles with kernels that reach a fifth of what the same processor does in
-`torch.bmm` (measured on a Zen 5: 0.165 against 0.78 TFLOP/s). This core keeps the arithmetic in a few large `bmm` calls:
+torch's own CPU attention multiplies its score tiles with kernels that reach a fifth of what the same processor does
+in `torch.mm` (measured on a Zen 5: 0.165 against 0.78 TFLOP/s). This core keeps the arithmetic in a few `mm` calls:
 
 * the query heads that share one key/value head form ONE tall matrix (grouped queries without copying keys);
-* scores are float32 whatever the model's dtype, because bfloat16 scores (8 bits) would move every softmax weight by up
-  to several percent; probabilities are rounded to the model's dtype before they meet the values, as flash attention does;
+* scores are float32 whatever the model's dtype, because bfloat16 scores (8 bits) would move softmax weights by several
+  percent; probabilities are rounded to the model's dtype before they meet the values, as flash attention does;
 * no running maximum and no rescaling. exp(s - m)/sum(exp(s - m)) is the same for every m, so m is taken from the bound
   |q||k| (Cauchy-Schwarz) and is zero for nearly every model; tiles then simply add up. Where the bound is so loose that
   a row's sum could underflow, that block is done again with its exact maximum;
 * masks touch only the tiles on the diagonal and on the window's edge.
 
-Shapes: H query heads, G key/value heads, R = H/G queries heads per key head, Q queries, K keys, D head size, M = R x rows
-of one query block, N columns of one key tile.
+The functions work on ONE key/value head of ONE document; `lengthen.train.cores` spreads heads, documents and blocks
+over threads. Shapes: R query heads share the key head, Q queries, K keys, D head size, M = R x rows of a query block, N
+columns of a key tile.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Rule:
 
 
 class Workspace:
-    """Scratch buffers kept for one call: a fresh 5 MB tile per product would be mapped and page-faulted each time."""
+    """One thread's scratch buffers: a fresh tile of megabytes per product would be mapped and page-faulted each time."""
 
     def __init__(self) -> None:
         self._flat: dict[str, torch.Tensor] = {}
@@ -87,13 +88,13 @@ def _float32_products(use_onednn: bool) -> Iterator[None]:
 
 @contextmanager
 def fast_products() -> Iterator[None]:
-    """Inside, float32 products take the faster exact kernel. Process-wide, and harmless to other threads: exact is exact."""
+    """Inside, float32 products take the faster exact kernel. Process-wide, yet harmless to others: exact is exact."""
     with _float32_products(onednn_float32_is_exact()):
         yield
 
 
 def product_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which probabilities meet values: bfloat16 where the processor multiplies it, else float32 or wider."""
+    """The dtype in which probabilities meet values: bfloat16 where the processor multiplies it, else at least float32."""
     if dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return dtype
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -104,238 +105,210 @@ def _up(n: int) -> int:
 
 
 class Tiles:
-    """One document's keys, values and query blocks, cut into tiles for a group of key/value heads."""
+    """One document's queries and keys for one key/value head, cut into query blocks and key tiles. Read-only once made."""
 
-    def __init__(self, q_GRQD: torch.Tensor, k_GKD: torch.Tensor, rule: Rule, work: Workspace) -> None:
-        self.groups, self.rep, self.queries, self.dim = q_GRQD.shape
-        self.keys = k_GKD.shape[1]
-        self.rule, self.work = rule, work
-        self.wide = torch.float64 if q_GRQD.dtype == torch.float64 else torch.float32
-        self.narrow = product_dtype(q_GRQD.dtype)
-        self.rows = min(max(STEP, 1 << int(math.log2(BLOCK_ROWS / self.rep))), _up(self.queries))
-        self.cols = min(TILE_COLS, _up(self.keys))
+    def __init__(self, q_RQD: torch.Tensor, k_KD: torch.Tensor, rule: Rule) -> None:
+        self.rep, self.queries, self.dim = q_RQD.shape
+        self.keys = k_KD.shape[0]
         self.offset = self.keys - self.queries
-        self.q_GRQD = q_GRQD
-        self.keys_CGND = self.by_chunk(k_GKD, self.wide)
+        self.rule = rule
+        self.wide = torch.float64 if q_RQD.dtype == torch.float64 else torch.float32
+        self.narrow = product_dtype(q_RQD.dtype)
+        self.rows = min(max(STEP, 1 << int(math.log2(max(1, BLOCK_ROWS // self.rep)))), _up(self.queries))
+        self.cols = min(TILE_COLS, _up(self.keys))
+        self.q_RQD = q_RQD
+        self.keys_KD = self.padded(k_KD, self.wide)
         # Softmax in base two: exp2 is four times faster than exp in torch's float32 kernels.
-        self.factor = LOG2E * (rule.scale if rule.softcap is None else rule.softcap)
-        self.longest_G1 = self._bound_of_keys(k_GKD)
+        self.scale = rule.scale * LOG2E if rule.softcap is None else rule.scale / rule.softcap
+        self.cap = None if rule.softcap is None else rule.softcap * LOG2E
+        self.longest_key = float(self.keys_KD.norm(dim=-1).max())
 
-    def _bound_of_keys(self, k_GKD: torch.Tensor) -> torch.Tensor:
-        return k_GKD.to(self.wide).norm(dim=-1).amax(dim=-1, keepdim=True)
-
-    def by_chunk(self, x_GKD: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """(G, K, D) -> (chunks, G, cols, D), zero-padded: every chunk contiguous, or `bmm` would copy it each time."""
-        groups, length, dim = x_GKD.shape
-        chunks = -(-length // self.cols)
-        out = torch.zeros(chunks, groups, self.cols, dim, dtype=dtype)
-        for c in range(chunks):
-            part = x_GKD[:, c * self.cols : (c + 1) * self.cols]
-            out[c, :, : part.shape[1]] = part
+    def padded(self, x_KD: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """(K, D) -> (K rounded up to STEP, D), contiguous; the causal mask hides the added keys from every real query."""
+        out = torch.zeros(_up(x_KD.shape[0]), x_KD.shape[1], dtype=dtype)
+        out[: x_KD.shape[0]] = x_KD
         return out
 
-    def blocks(self) -> Iterator[tuple[int, int]]:
-        for first in range(0, self.queries, self.rows):
-            yield first, min(first + self.rows, self.queries)
+    def blocks(self) -> list[tuple[int, int]]:
+        return [(first, min(first + self.rows, self.queries)) for first in range(0, self.queries, self.rows)]
 
-    def padded_rows(self, first: int, last: int) -> int:
-        return _up(last - first)
+    def block(self, x_RQD: torch.Tensor, first: int, last: int, out_dtype: torch.dtype) -> torch.Tensor:
+        """Queries first..last of every head, zero-padded to a multiple of STEP: (R x rows, D), contiguous."""
+        out = torch.zeros(self.rep, _up(last - first), x_RQD.shape[-1], dtype=out_dtype)
+        out[:, : last - first] = x_RQD[:, first:last]
+        return out.flatten(0, 1)
 
-    def block(self, x_GRQD: torch.Tensor, first: int, last: int, dtype: torch.dtype, name: str) -> torch.Tensor:
-        """Rows first..last of every head, zero-padded to a multiple of STEP: (G, R, rows, D), contiguous."""
-        rows = self.padded_rows(first, last)
-        out = self.work.get(name, (self.groups, self.rep, rows, x_GRQD.shape[-1]), dtype)
-        out[:, :, : last - first] = x_GRQD[:, :, first:last]
-        if rows > last - first:
-            out[:, :, last - first :] = 0
-        return out
+    def scaled_block(self, first: int, last: int) -> torch.Tensor:
+        """The block's queries with the softmax scale folded in: (M, D)."""
+        return self.block(self.q_RQD, first, last, self.wide).mul_(self.scale)
 
-    def spans(self, first: int, last: int) -> Iterator[tuple[int, int, int]]:
-        """(chunk, start, end) of the key columns that queries first..last may see, start and end multiples of STEP."""
+    def rows_of(self, x_MX: torch.Tensor, first: int, last: int) -> torch.Tensor:
+        """(M, ...) -> (R, last - first, ...): the padding taken off again."""
+        return x_MX.unflatten(0, (self.rep, -1))[:, : last - first]
+
+    def spans(self, first: int, last: int) -> list[slice]:
+        """The key tiles that queries first..last may see; edges are multiples of STEP."""
         low = 0
         if self.rule.window is not None:
             low = max(0, self.offset + first - self.rule.window + 1) // STEP * STEP
         high = _up(self.offset + last)
-        for chunk in range(low // self.cols, -(-high // self.cols)):
-            yield chunk, max(low, chunk * self.cols), min(high, (chunk + 1) * self.cols)
+        edges = [low, *range((low // self.cols + 1) * self.cols, high, self.cols), high]
+        return [slice(a, b) for a, b in zip(edges, edges[1:])]
 
-    def pick(self, x_CGND: torch.Tensor, span: tuple[int, int, int]) -> torch.Tensor:
-        chunk, start, end = span
-        return x_CGND[chunk][:, start - chunk * self.cols : end - chunk * self.cols]
+    def scores(self, scaled_MD: torch.Tensor, span: slice, first: int, work: Workspace) -> torch.Tensor:
+        """Masked scores in units of log 2 (before any shift) of one tile: (M, N), in the thread's buffer."""
+        s_MN = work.get("scores", (scaled_MD.shape[0], span.stop - span.start), self.wide)
+        torch.mm(scaled_MD, self.keys_KD[span].T, out=s_MN)
+        if self.cap is not None:
+            s_MN.tanh_().mul_(self.cap)
+        self._mask(s_MN, span, first)
+        return s_MN
 
-    def scores(self, scaled_GMD: torch.Tensor, span: tuple[int, int, int], first: int) -> torch.Tensor:
-        """Masked scores in units of log 2 (before any shift) of one tile: (G, M, N), in a shared buffer."""
-        _, start, end = span
-        s_GMN = self.work.get("scores", (self.groups, scaled_GMD.shape[1], end - start), self.wide)
-        torch.bmm(scaled_GMD, self.pick(self.keys_CGND, span).mT, out=s_GMN)
-        if self.rule.softcap is not None:
-            s_GMN.tanh_().mul_(self.factor)
-        self._mask(s_GMN, start, end, first)
-        return s_GMN
-
-    def _mask(self, s_GMN: torch.Tensor, start: int, end: int, first: int) -> None:
-        rows = s_GMN.shape[1] // self.rep
-        top = self.offset + first  # position of the block's first query
-        s_GRQN = s_GMN.view(self.groups, self.rep, rows, end - start)
+    def _mask(self, s_MN: torch.Tensor, span: slice, first: int) -> None:
+        s_RQN = s_MN.unflatten(0, (self.rep, -1))
+        top, rows = self.offset + first, s_RQN.shape[1]  # position of the block's first query
         position_Q1 = torch.arange(top, top + rows)[:, None]
-        future = max(start, top + 1)
-        if future < end:
-            s_GRQN[..., future - start :].masked_fill_(torch.arange(future, end) > position_Q1, -math.inf)
+        future = max(span.start, top + 1)
+        if future < span.stop:
+            s_RQN[..., future - span.start :].masked_fill_(torch.arange(future, span.stop) > position_Q1, -math.inf)
         if self.rule.window is not None:
-            past = min(end, top + rows - self.rule.window)
-            if start < past:
-                hidden_QN = torch.arange(start, past) <= position_Q1 - self.rule.window
-                s_GRQN[..., : past - start].masked_fill_(hidden_QN, -math.inf)
+            past = min(span.stop, top + rows - self.rule.window)
+            if span.start < past:
+                hidden_QN = torch.arange(span.start, past) <= position_Q1 - self.rule.window
+                s_RQN[..., : past - span.start].masked_fill_(hidden_QN, -math.inf)
 
-    def scaled_block(self, first: int, last: int) -> torch.Tensor:
-        """The block's queries with the softmax scale folded in: (G, M, D)."""
-        scale = self.rule.scale * LOG2E if self.rule.softcap is None else self.rule.scale / self.rule.softcap
-        block = self.block(self.q_GRQD, first, last, self.wide, "queries").mul_(scale)
-        return block.view(self.groups, -1, self.dim)
-
-    def bound(self, scaled_GMD: torch.Tensor) -> torch.Tensor:
-        """An upper bound of each row's scores (G, M), without forming them."""
-        if self.rule.softcap is not None:
-            return torch.full(scaled_GMD.shape[:2], self.factor, dtype=self.wide)
-        return scaled_GMD.norm(dim=-1) * self.longest_G1
+    def bound(self, scaled_MD: torch.Tensor) -> torch.Tensor:
+        """An upper bound of each row's scores (M, 1), without forming them."""
+        bound_M1 = scaled_MD.norm(dim=-1, keepdim=True) * self.longest_key
+        return bound_M1 if self.cap is None else bound_M1.fill_(self.cap)
 
 
-def accumulate(acc_GXD: torch.Tensor, a: torch.Tensor, b: torch.Tensor, work: Workspace) -> None:
+def _accumulate(acc_XD: torch.Tensor, a: torch.Tensor, b: torch.Tensor, work: Workspace) -> None:
     """acc += a @ b. Narrow products give narrow results, so those are summed in the wide accumulator."""
-    if a.dtype == acc_GXD.dtype:
-        torch.baddbmm(acc_GXD, a, b, out=acc_GXD)
+    if a.dtype == acc_XD.dtype:
+        torch.addmm(acc_XD, a, b, out=acc_XD)
         return
-    part = work.get(f"part{acc_GXD.shape[1]}", tuple(acc_GXD.shape), a.dtype)
-    acc_GXD.add_(torch.bmm(a, b, out=part))
+    part_XD = work.get("part", tuple(acc_XD.shape), a.dtype)
+    acc_XD.add_(torch.mm(a, b, out=part_XD))
 
 
-def narrowed(x_GMN: torch.Tensor, tiles: Tiles, name: str) -> torch.Tensor:
-    if x_GMN.dtype == tiles.narrow:
-        return x_GMN
-    return tiles.work.get(name, tuple(x_GMN.shape), tiles.narrow).copy_(x_GMN)
+def _narrowed(x_MN: torch.Tensor, dtype: torch.dtype, work: Workspace, name: str) -> torch.Tensor:
+    return x_MN if x_MN.dtype == dtype else work.get(name, tuple(x_MN.shape), dtype).copy_(x_MN)
 
 
-def _forward_block(
-    tiles: Tiles,
-    values_CGND: torch.Tensor,
-    scaled_GMD: torch.Tensor,
-    first: int,
-    last: int,
-    shift_GM1: torch.Tensor | None,
+def _sum_block(
+    tiles: Tiles, values_KD: torch.Tensor, scaled_MD: torch.Tensor, first: int, last: int,
+    shift_M1: torch.Tensor | None, work: Workspace,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Sums of 2^(score - shift) x value and of 2^(score - shift): (M, D), (M, 1)."""
+    out_MD = torch.zeros(scaled_MD.shape[0], values_KD.shape[-1], dtype=tiles.wide)
+    sum_M1 = torch.zeros(scaled_MD.shape[0], 1, dtype=tiles.wide)
+    for span in tiles.spans(first, last):
+        s_MN = tiles.scores(scaled_MD, span, first, work)
+        if shift_M1 is not None:
+            s_MN.sub_(shift_M1)
+        torch.exp2(s_MN, out=s_MN)
+        sum_M1.add_(s_MN.sum(dim=-1, keepdim=True))
+        _accumulate(out_MD, _narrowed(s_MN, tiles.narrow, work, "probs"), values_KD[span], work)
+    return out_MD, sum_M1
+
+
+def _exact_maximum(tiles: Tiles, scaled_MD: torch.Tensor, first: int, last: int, work: Workspace) -> torch.Tensor:
+    best_M1 = torch.full((scaled_MD.shape[0], 1), -math.inf, dtype=tiles.wide)
+    for span in tiles.spans(first, last):
+        best_M1 = torch.maximum(best_M1, tiles.scores(scaled_MD, span, first, work).amax(dim=-1, keepdim=True))
+    return best_M1
+
+
+def forward_block(
+    tiles: Tiles, values_KD: torch.Tensor, sinks_R: torch.Tensor | None, first: int, last: int, work: Workspace,
+    out_RQD: torch.Tensor, norm_RQ: torch.Tensor, shift_RQ: torch.Tensor,
+) -> None:  # fmt: skip
+    """Attention of queries first..last; writes their output, and the sum and shift that backward_blocks() needs.
+
+    A probability is 2^(score - shift) / norm. `values_KD` is `tiles.padded(v, tiles.narrow)`.
+    """
+    scaled_MD = tiles.scaled_block(first, last)
+    bound_M1 = tiles.bound(scaled_MD)
+    sink_M1 = None
+    if sinks_R is not None:
+        rows = scaled_MD.shape[0] // tiles.rep
+        sink_M1 = (sinks_R.to(tiles.wide) * LOG2E).repeat_interleave(rows)[:, None]
+        bound_M1 = torch.maximum(bound_M1, sink_M1)
+    shift_M1 = None
+    if float(bound_M1.max()) > SAFE_LOG2:
+        shift_M1 = (bound_M1 - SAFE_LOG2).clamp_(min=0)
+    out_MD, sum_M1 = _sum_block(tiles, values_KD, scaled_MD, first, last, shift_M1, work)
+    if shift_M1 is not None and float(tiles.rows_of(sum_M1, first, last).min()) < 2.0**-SAFE_LOG2:
+        shift_M1 = _exact_maximum(tiles, scaled_MD, first, last, work)
+        if sink_M1 is not None:
+            shift_M1 = torch.maximum(shift_M1, sink_M1)
+        out_MD, sum_M1 = _sum_block(tiles, values_KD, scaled_MD, first, last, shift_M1, work)
+    if sink_M1 is not None:
+        sum_M1 = sum_M1 + torch.exp2(sink_M1 if shift_M1 is None else sink_M1 - shift_M1)
+    out_RQD[:, first:last] = tiles.rows_of(out_MD.div_(sum_M1), first, last)
+    norm_RQ[:, first:last] = tiles.rows_of(sum_M1, first, last)[..., 0]
+    if shift_M1 is not None:
+        shift_RQ[:, first:last] = tiles.rows_of(shift_M1, first, last)[..., 0]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What backward needs of one head of one document, beside its tiles. `delta` is the row sum of grad x output."""
+
+    values_KE: torch.Tensor  # padded values and a column of ones, wide
+    narrow_keys_KD: torch.Tensor
+    grad_RQD: torch.Tensor
+    delta_RQ: torch.Tensor
+    norm_RQ: torch.Tensor
+    shift_RQ: torch.Tensor
+
+
+def save(
+    tiles: Tiles, v_KD: torch.Tensor, grad_RQD: torch.Tensor, out_RQD: torch.Tensor, norm_RQ: torch.Tensor,
+    shift_RQ: torch.Tensor,
+) -> Saved:  # fmt: skip
+    delta_RQ = (grad_RQD.to(tiles.wide) * out_RQD).sum(dim=-1)
+    values_KE = tiles.padded(torch.nn.functional.pad(v_KD.to(tiles.wide), (0, 1), value=1.0), tiles.wide)
+    return Saved(values_KE, tiles.keys_KD.to(tiles.narrow), grad_RQD, delta_RQ, norm_RQ, shift_RQ)
+
+
+def backward_blocks(
+    tiles: Tiles, saved: Saved, blocks: list[tuple[int, int]], dq_RQD: torch.Tensor, work: Workspace
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    groups, count, _ = scaled_GMD.shape
-    out_GMD = torch.zeros(groups, count, values_CGND.shape[-1], dtype=tiles.wide)
-    norm_GM = torch.zeros(groups, count, dtype=tiles.wide)
-    for span in tiles.spans(first, last):
-        s_GMN = tiles.scores(scaled_GMD, span, first)
-        if shift_GM1 is not None:
-            s_GMN.sub_(shift_GM1)
-        torch.exp2(s_GMN, out=s_GMN)
-        norm_GM.add_(s_GMN.sum(dim=-1))
-        accumulate(out_GMD, narrowed(s_GMN, tiles, "probs"), tiles.pick(values_CGND, span), tiles.work)
-    return out_GMD, norm_GM
+    """Writes dq of the given query blocks; returns their parts of dk and dv, (K padded, D) each, wide.
 
-
-def _exact_maximum(tiles: Tiles, scaled_GMD: torch.Tensor, first: int, last: int) -> torch.Tensor:
-    best_GM = torch.full(scaled_GMD.shape[:2], -math.inf, dtype=tiles.wide)
-    for span in tiles.spans(first, last):
-        best_GM = torch.maximum(best_GM, tiles.scores(scaled_GMD, span, first).amax(dim=-1))
-    return best_GM
-
-
-def _with_sinks(norm_GM: torch.Tensor, sinks_GR: torch.Tensor | None, shift_GM1: torch.Tensor | None) -> torch.Tensor:
-    if sinks_GR is None:
-        return norm_GM
-    sink_GR1 = sinks_GR.to(norm_GM.dtype)[..., None] * LOG2E
-    rows_GRQ = norm_GM.view(*sinks_GR.shape, -1)
-    shift_GRQ = torch.zeros_like(rows_GRQ) if shift_GM1 is None else shift_GM1.view_as(rows_GRQ)
-    return (rows_GRQ + torch.exp2(sink_GR1 - shift_GRQ)).view_as(norm_GM)
-
-
-def forward(
-    q_GRQD: torch.Tensor, k_GKD: torch.Tensor, v_GKD: torch.Tensor, rule: Rule, work: Workspace,
-    out_GRQD: torch.Tensor, norm_GRQ: torch.Tensor, shift_GRQ: torch.Tensor, sinks_GR: torch.Tensor | None = None,
-) -> None:  # fmt: skip
-    """One document (or its last Q queries) for a group of heads; writes the output, the sum and the shift of each row.
-
-    `norm` and `shift` are what backward() needs: p = 2^(score - shift) / norm.
+    Tiles of scores are computed again. A row's 1/norm goes into its incoming gradient instead of into each tile, and
+    delta rides along as one more column of the product with the values (against the ones): no pass over a tile.
     """
-    tiles = Tiles(q_GRQD, k_GKD, rule, work)
-    values_CGND = tiles.by_chunk(v_GKD, tiles.narrow)
-    for first, last in tiles.blocks():
-        scaled_GMD = tiles.scaled_block(first, last)
-        bound_GM = tiles.bound(scaled_GMD)
-        if sinks_GR is not None:
-            sink_GR1 = sinks_GR.to(tiles.wide)[..., None] * LOG2E
-            bound_GM = torch.maximum(bound_GM.view(*sinks_GR.shape, -1), sink_GR1).view_as(bound_GM)
-        shift_GM1 = None
-        if float(bound_GM.max()) > SAFE_LOG2:
-            shift_GM1 = (bound_GM - SAFE_LOG2).clamp_(min=0)[..., None]
-        part_GMD, sum_GM = _forward_block(tiles, values_CGND, scaled_GMD, first, last, shift_GM1)
-        if shift_GM1 is not None and float(sum_GM.min()) < 2.0**-SAFE_LOG2:
-            shift_GM1 = _exact_maximum(tiles, scaled_GMD, first, last)[..., None]
-            if sinks_GR is not None:
-                shift_GRQ1 = shift_GM1.view(*sinks_GR.shape, -1, 1)
-                shift_GM1 = torch.maximum(shift_GRQ1, sink_GR1[..., None]).view_as(shift_GM1)
-            part_GMD, sum_GM = _forward_block(tiles, values_CGND, scaled_GMD, first, last, shift_GM1)
-        sum_GM = _with_sinks(sum_GM, sinks_GR, shift_GM1)
-        part_GMD.div_(sum_GM[..., None])
-        head = (tiles.groups, tiles.rep, tiles.padded_rows(first, last))
-        width = last - first
-        out_GRQD[:, :, first:last] = part_GMD.view(*head, -1)[:, :, :width]
-        norm_GRQ[:, :, first:last] = sum_GM.view(head)[..., :width]
-        shift_GRQ[:, :, first:last] = 0 if shift_GM1 is None else shift_GM1.view(head)[..., :width]
-
-
-def backward(
-    q_GRQD: torch.Tensor, k_GKD: torch.Tensor, v_GKD: torch.Tensor, rule: Rule, work: Workspace,
-    grad_GRQD: torch.Tensor, delta_GRQ: torch.Tensor, norm_GRQ: torch.Tensor, shift_GRQ: torch.Tensor,
-    dq_GRQD: torch.Tensor, dk_GKD: torch.Tensor, dv_GKD: torch.Tensor,
-) -> None:  # fmt: skip
-    """Gradients of forward(); `delta` is the row sum of grad x output. Tiles of scores are computed again.
-
-    The row's 1/norm goes into the incoming gradient instead of into each tile, and delta rides along as one more column
-    of the product with the values (against a column of ones): no pass over a tile for either.
-    """
-    tiles = Tiles(q_GRQD, k_GKD, rule, work)
-    ones_GK1 = torch.ones(*v_GKD.shape[:2], 1, dtype=tiles.wide)
-    values_CGNE = tiles.by_chunk(torch.cat([v_GKD.to(tiles.wide), ones_GK1], dim=-1), tiles.wide)
-    narrow_keys_CGND = tiles.keys_CGND.to(tiles.narrow)
-    dkeys_CGND = torch.zeros_like(tiles.keys_CGND)
-    dvalues_CGND = torch.zeros(*values_CGNE.shape[:3], v_GKD.shape[-1], dtype=tiles.wide)
-    shifted = bool(shift_GRQ.any())
-    for first, last in tiles.blocks():
-        scaled_GMD = tiles.scaled_block(first, last)
-        flat = (tiles.groups, scaled_GMD.shape[1], -1)
-        inverse_GRQ1 = norm_GRQ[:, :, first:last, None].reciprocal()
-        weighted = torch.cat([grad_GRQD[:, :, first:last].to(tiles.wide), -delta_GRQ[:, :, first:last, None]], dim=-1)
-        grad_GME = tiles.block(weighted.mul_(inverse_GRQ1), 0, last - first, tiles.wide, "grads").view(flat)
-        narrow_grad_GMD = grad_GME[..., :-1].to(tiles.narrow)
-        narrow_q_GMD = tiles.block(q_GRQD, first, last, tiles.narrow, "narrow queries").view(flat)
-        shift_GM1 = tiles.block(shift_GRQ[..., None], first, last, tiles.wide, "shift").view(flat) if shifted else None
-        dq_GMD = torch.zeros_like(scaled_GMD)
+    dk_KD = torch.zeros_like(tiles.keys_KD)
+    dv_KD = torch.zeros(dk_KD.shape[0], saved.values_KE.shape[1] - 1, dtype=tiles.wide)
+    shifted = bool(saved.shift_RQ.any())
+    for first, last in blocks:
+        where = slice(first, last)
+        scaled_MD = tiles.scaled_block(first, last)
+        grad_RQE = torch.cat([saved.grad_RQD[:, where].to(tiles.wide), -saved.delta_RQ[:, where, None]], dim=-1)
+        grad_ME = tiles.block(grad_RQE.div_(saved.norm_RQ[:, where, None]), 0, last - first, tiles.wide)
+        narrow_grad_MD = grad_ME[:, :-1].to(tiles.narrow)
+        narrow_q_MD = tiles.block(tiles.q_RQD, first, last, tiles.narrow)
+        shift_M1 = tiles.block(saved.shift_RQ[..., None], first, last, tiles.wide) if shifted else None
+        dq_MD = torch.zeros_like(scaled_MD)
         for span in tiles.spans(first, last):
-            p_GMN = tiles.scores(scaled_GMD, span, first)
-            slope_GMN = None
-            if rule.softcap is not None:  # d tanh = 1 - tanh^2; hidden scores are -inf, their p is zero anyway
-                slope_GMN = 1 - (p_GMN / tiles.factor).clamp_(-1, 1).square_()
-            if shift_GM1 is not None:
-                p_GMN.sub_(shift_GM1)
-            torch.exp2(p_GMN, out=p_GMN)
-            narrow_p = narrowed(p_GMN, tiles, "probs")
-            accumulate(tiles.pick(dvalues_CGND, span), narrow_p.mT, narrow_grad_GMD, work)
-            ds_GMN = work.get("dscores", tuple(p_GMN.shape), tiles.wide)
-            torch.bmm(grad_GME, tiles.pick(values_CGNE, span).mT, out=ds_GMN)
-            ds_GMN.mul_(p_GMN)
-            if slope_GMN is not None:
-                ds_GMN.mul_(slope_GMN)
-            narrow_ds = narrowed(ds_GMN, tiles, "narrow dscores")
-            accumulate(dq_GMD, narrow_ds, tiles.pick(narrow_keys_CGND, span), work)
-            accumulate(tiles.pick(dkeys_CGND, span), narrow_ds.mT, narrow_q_GMD, work)
-        head = (tiles.groups, tiles.rep, tiles.padded_rows(first, last), -1)
-        dq_GRQD[:, :, first:last] = dq_GMD.mul_(rule.scale).view(head)[:, :, : last - first]
-    for chunk in range(dkeys_CGND.shape[0]):
-        where = slice(chunk * tiles.cols, min((chunk + 1) * tiles.cols, tiles.keys))
-        size = where.stop - where.start
-        dk_GKD[:, where] = dkeys_CGND[chunk, :, :size].mul_(rule.scale)
-        dv_GKD[:, where] = dvalues_CGND[chunk, :, :size]
+            p_MN = tiles.scores(scaled_MD, span, first, work)
+            slope_MN = None
+            if tiles.cap is not None:  # d tanh = 1 - tanh^2; hidden scores are -inf, their p is zero anyway
+                slope_MN = 1 - (p_MN / tiles.cap).clamp_(-1, 1).square_()
+            if shift_M1 is not None:
+                p_MN.sub_(shift_M1)
+            torch.exp2(p_MN, out=p_MN)
+            _accumulate(dv_KD[span], _narrowed(p_MN, tiles.narrow, work, "probs").T, narrow_grad_MD, work)
+            ds_MN = work.get("dscores", tuple(p_MN.shape), tiles.wide)
+            torch.mm(grad_ME, saved.values_KE[span].T, out=ds_MN)
+            ds_MN.mul_(p_MN)
+            if slope_MN is not None:
+                ds_MN.mul_(slope_MN)
+            narrow_ds_MN = _narrowed(ds_MN, tiles.narrow, work, "narrow dscores")
+            _accumulate(dq_MD, narrow_ds_MN, saved.narrow_keys_KD[span], work)
+            _accumulate(dk_KD[span], narrow_ds_MN.T, narrow_q_MD, work)
+        dq_RQD[:, where] = tiles.rows_of(dq_MD.mul_(tiles.rule.scale), first, last)
+    return dk_KD.mul_(tiles.rule.scale), dv_KD
