@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lengthen.common.files import sha256_file, write_json
+from lengthen.common.files import explain_disk, sha256_file, write_json
 from lengthen.common.progress import Bar, progress
 from lengthen.common.seeds import derive_seed
 
@@ -61,6 +61,10 @@ class StageContext:
     seed: int = 0
     recipe: str = ""
     stage: str = ""
+
+    def __post_init__(self) -> None:
+        with explain_disk(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
 
     def progress(self, label: str, total: float, unit: str, done: float = 0) -> AbstractContextManager[Bar]:
         return progress(f"[{self.stage}] {label}" if self.stage else label, total, unit, done, self.stage)
