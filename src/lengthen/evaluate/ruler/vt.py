@@ -41,9 +41,8 @@ class VtMaker:
         self.proven = c.borders(joints)
         room = min(EXAMPLE_TOKENS, self.length // 4) - self.task.new_tokens
         cost = c.count(_solved(["AAA"] * (HOPS + 1), "12345", [0] * (HOPS + 1), 0))
-        self.example_lines = max(HOPS + 2, (room - cost) // max(1, self.line))
-        places = Draws(self.seed, "ruler", "vt", "example").sample(self.example_lines, HOPS + 1)
-        self.example_places = sorted(places.tolist())
+        self.example_lines = max(2, (room - cost) // max(1, self.line))
+        self.example_places = _places(Draws(self.seed, "ruler", "vt", "example"), self.example_lines)
 
     def plan(self, index: int) -> _Plan:
         return _Plan(self, index)
@@ -54,6 +53,13 @@ def _names(draws: Draws, count: int, length: int) -> list[str]:
     while len(found) < count:
         found.update(dict.fromkeys(draws.letters(count, length, string.ascii_uppercase)))
     return list(found)[:count]
+
+
+def _places(draws: Draws, lines: int) -> list[int]:
+    """Noise lines before each assignment: at least one, never all; different ones where there are enough."""
+    if lines > HOPS + 1:
+        return sorted((1 + draws.sample(lines - 1, HOPS + 1)).tolist())
+    return sorted(draws.integers(1, lines, HOPS + 1).tolist())
 
 
 def _chain(names: list[str], value: str) -> list[str]:
@@ -78,7 +84,7 @@ def _solved(names: list[str], value: str, places: list[int], lines: int) -> str:
 
 
 class _Plan:
-    least, most = HOPS + 2, 1 << 40
+    least, most = 2, 1 << 40
 
     def __init__(self, maker: VtMaker, index: int) -> None:
         self.m, self.index = maker, index
@@ -102,7 +108,7 @@ class _Plan:
 
     def build(self, units: int) -> list[Draft]:
         draws = Draws(self.m.seed, "ruler", "vt", self.m.length, self.index, "places")
-        places = sorted((1 + draws.sample(units - 1, HOPS + 1)).tolist())
+        places = _places(draws, units)
         context = _context(self.names, self.value, places, units)
         user = f"{self.example}{t.VT_HEAD}{context}{self.tail}"
         meta = {"units": units, "depths": [round(p / units, 4) for p in places]}

@@ -36,7 +36,10 @@ def word_supply(size: int) -> tuple[str, ...]:
 
 @dataclass
 class CweMaker:
-    """Numbered words, of which ten occur 30 times and the others 3 times (below 4,096 tokens: 6 and 1)."""
+    """Numbered words, of which ten occur 30 times and the others 3 times (below 4,096 tokens: 6 and 1).
+
+    Below 1,024 tokens RULER's parameters do not fit: there it is 4 and 1, without the solved example.
+    """
 
     counter: Counter
     frame: Frame
@@ -50,6 +53,8 @@ class CweMaker:
         short = self.length < 4096
         self.often, self.seldom = (6, 1) if short else (30, 3)
         self.example = (20, 3, 1) if short else (40, 10, 3)
+        if self.length < 1024:
+            self.often, self.example = 4, (0, 0, 0)
         need = self.length // (4 * self.seldom) + 64
         self.words = word_supply(max(need, 2048))
         self.paired = need > len(all_words())
@@ -85,6 +90,8 @@ class _CwePlan:
         self.base += c(f"{t.CWE_TAIL}{maker.frame.after}{t.CWE_PREFIX}")
 
     def _example(self, draws: Draws, shown: np.ndarray, often: int, seldom: int) -> str:
+        if len(shown) == 0:
+            return ""
         words = [self.m.words[i] for i in shown.tolist()]
         entries = draws.shuffled(words[:COMMON] * often + words[COMMON:] * seldom)
         answer = " ".join(f"{i}. {w}" for i, w in enumerate(words[:COMMON], 1))

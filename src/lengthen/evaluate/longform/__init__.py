@@ -1,0 +1,1 @@
+"""How long, and how well, a model writes: LonGen, LongBench-Write, and prompts of one's own."""
