@@ -55,7 +55,7 @@ class Instruct(Settings):
     candidates_per_instruction: float = Field(default=3.0, ge=1.0)
     """Candidates at most, per instruction wanted; with fewer accepted by then the loop goes on with those (ours)."""
     near_duplicate: float = Field(default=0.7, gt=0.0, le=1.0)
-    """ROUGE-L (F) from which two instructions are the same (Self-Instruct, arXiv 2212.10560; the original keeps all)."""
+    """ROUGE-L (F) from which two instructions are the same (Self-Instruct, arXiv 2212.10560; the original has none)."""
     evaluation_prompts: list[str] = Field(default_factory=list)
     """Files of evaluation prompts (JSONL with `prompt`, `query` or `instruction`; or text, one a line). Instructions
     near to one of them, or that share `shared_ngram` words in a row with one, are dropped and counted."""
@@ -261,6 +261,21 @@ class SelfLengthenStage(StageSettings):
         if self.method == "back-translation" and not self.texts:
             raise ValueError("method is 'back-translation': give texts, a JSONL file of long documents with `text`")
         return self
+
+    def external_inputs(self) -> list[str]:
+        files = [
+            self.texts, self.prompts, self.instruct.file, self.instruct.seeds, *self.instruct.evaluation_prompts,
+            self.held_out.file, self.training.replay,
+        ]  # fmt: skip
+        return [*super().external_inputs(), *(path for path in files if path and not path.startswith("@"))]
+
+    def without_effect(self) -> set[str]:
+        """Who serves the model changes no result that counts."""
+        return {"serve"}
+
+    def cost(self) -> float:
+        texts = self.instruct.count * self.respond.samples * (1 + 2 * self.extend.rounds) * self.iterations
+        return 60.0 + 4.0 * texts
 
     def derived(self, facts: ModelFacts | None) -> list[Derived]:
         found: list[Derived] = []

@@ -1,0 +1,271 @@
+"""The phases of a macro-iteration: instructions, answers with their extensions, length demands, held-out prompts."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from lengthen.common.errors import LengthenError
+from lengthen.common.manifest import StageContext
+from lengthen.common.seeds import derive_seed, named_random
+from lengthen.common.words import count_longen, is_cjk
+from lengthen.selflengthen import extend as extending
+from lengthen.selflengthen.choose import Selection
+from lengthen.selflengthen.constraints import ROLE as WEAVE
+from lengthen.selflengthen.constraints import scale_for, weave
+from lengthen.selflengthen.distinct import Pool
+from lengthen.selflengthen.instruct import (
+    Filters,
+    Proposals,
+    checked_seeds,
+    evaluation_pool,
+    from_templates,
+    take_listed,
+)
+from lengthen.selflengthen.pipeline import Listed, Pipeline, Source, Task, Traffic
+from lengthen.selflengthen.respond import respond
+from lengthen.selflengthen.serve import Serving
+from lengthen.selflengthen.store import Outcome, Store
+from lengthen.selflengthen.wording import prompt_of, read_seeds, rows_of
+from lengthen.selflengthen.work import Work
+
+Instructions = dict[str, tuple[str, str]]
+"""item -> (language, instruction)."""
+
+
+@dataclass
+class Crew:
+    """What a phase needs to get answers: the work, who serves it, where progress is shown."""
+
+    work: Work
+    serving: Serving
+    ctx: StageContext
+
+    def run(self, source: Source, after: int, roles: Sequence[str], label: str, total: int) -> Traffic:
+        settings = self.work.settings
+        with self.ctx.progress(label, total, "tasks") as bar:
+            pipeline = Pipeline(
+                self.work.store, self.serving.engines(after, roles), flow=self.serving.flow,
+                in_flight=settings.serve.in_flight, error_tries=settings.retry.error_tries, bar=bar,
+            )  # fmt: skip
+            return pipeline.run(source)
+
+
+# --------------------------------------------------------------------------------------------------- instructions
+def held_out_prompts(work: Work) -> list[tuple[str, str]]:
+    """(language, prompt) of the held-out prompts, at most `held_out.count`."""
+    settings = work.settings.held_out
+    if settings.count == 0:
+        return []
+    if settings.file:
+        texts = [prompt_of(row, settings.file, i) for i, row in enumerate(rows_of(settings.file, "held_out.file"), 1)]
+        pairs = [("zh" if is_cjk(text) else "en", text) for text in texts]
+        pairs = [pair for pair in pairs if pair[0] in work.wordings]
+    else:
+        columns = [
+            [(name, text) for text in from_templates(wording, work.seed, held_out=True)]
+            for name, wording in work.wordings.items()
+        ]
+        pairs = [column[i] for i in range(max(map(len, columns))) for column in columns if i < len(column)]
+    return pairs[: settings.count]
+
+
+def instruct(crew: Crew, iteration: int, count: int) -> Instructions:
+    """New instructions of a macro-iteration, distinct from all before and from every evaluation prompt."""
+    work, settings = crew.work, crew.work.settings.instruct
+    if work.store.begin(iteration, "instruct"):
+        there = Pool(settings.near_duplicate)
+        earlier = [row for row in work.store.instructions() if row[0] < iteration]
+        for _, _, _, text in earlier:
+            there.add(text)
+        apart = [text for _, text in held_out_prompts(work)]
+        filters = Filters(
+            settings.above_words, settings.below_words, there,
+            evaluation_pool(settings.evaluation_prompts, apart, settings.near_duplicate, settings.shared_ngram),
+        )  # fmt: skip
+        info: dict = {"wanted": count}
+        if settings.source == "self":
+            seeds = read_seeds(settings.seeds, list(work.wordings)) if settings.seeds else {
+                name: wording.seeds() for name, wording in work.wordings.items()
+            }  # fmt: skip
+            proposals = Proposals(work, iteration, count, checked_seeds(seeds, settings.shown), filters)
+            traffic = crew.run(proposals, iteration - 1, ("base",), f"instructions {iteration}", count)
+            made, info["busy"] = proposals.accepted, traffic.busy
+        else:
+            first = (work.store.phase(iteration - 1, "instruct") or {}).get("next", 0)
+            made, info["next"] = take_listed(work, iteration, first, count, filters)
+        if not made:
+            raise LengthenError(
+                f"Macro-iteration {iteration} has no instruction.",
+                why=top_reasons(work.store, iteration) or "the list of instructions is used up",
+                fix="give more seeds or instructions (instruct.seeds, instruct.file), or look at the state file: "
+                f"lengthen inspect {work.store.path}",
+            )
+        for number, (language, text) in enumerate(made):
+            work.store.add_instruction(iteration, f"i{number:05}", language, settings.source, text)
+        work.store.end(iteration, "instruct", {**info, "made": len(made)})
+    return {item: (language, text) for _, item, language, text in work.store.instructions(iteration)}
+
+
+# ------------------------------------------------------------------------------------------ answers and extensions
+@dataclass
+class Responses:
+    """Tasks that answer the instructions, and the selection among their texts as it becomes certain."""
+
+    work: Work
+    iteration: int
+    instructions: Instructions
+    selection: Selection
+    _todo: deque[tuple[str, int]] = field(default_factory=deque)
+
+    @classmethod
+    def of(cls, work: Work, iteration: int, instructions: Instructions) -> Responses:
+        samples = work.settings.respond.samples
+        todo = deque((item, sample) for item in instructions for sample in range(samples))
+        seed = derive_seed(work.seed, "response", iteration)
+        return cls(work, iteration, instructions, Selection(seed, work.settings.select, len(todo)), todo)
+
+    def next_task(self) -> Task | None:
+        return self._task(*self._todo.popleft()) if self._todo else None
+
+    def more(self) -> bool:
+        return bool(self._todo)
+
+    def _task(self, item: str, sample: int) -> Task:
+        language, text = self.instructions[item]
+        yield from respond(self.work, self.iteration, item, language, text, sample)
+        outcome = self.work.store.outcome(self.iteration, "response", item, sample)
+        if outcome is not None and outcome.text is not None:
+            self.selection.add(item, sample, outcome.words)
+        self.selection.task_ended()
+
+
+@dataclass
+class Extensions:
+    """Tasks that extend the selected texts. Beside `Responses` in one pipeline they start while others still answer."""
+
+    work: Work
+    iteration: int
+    responses: Responses
+    started: int = 0
+    _todo: deque[tuple[str, int, int]] = field(default_factory=deque)
+    _looked_at: int = -1
+
+    def next_task(self) -> Task | None:
+        task = self.responses.next_task()
+        if task is not None:
+            return task
+        if not self._todo:
+            self._look()
+        if not self._todo:
+            return None
+        self.started += 1
+        return self._task(*self._todo.popleft())
+
+    def more(self) -> bool:
+        self._look()
+        return bool(self._todo) or self.responses.more()
+
+    def _look(self) -> None:
+        """Take over decisions. Looking costs a pass over the open texts, so it waits for 1% of the tasks to end."""
+        selection = self.responses.selection
+        moved = self._looked_at - selection.to_come
+        if self._looked_at >= 0 and selection.to_come and moved < max(1, selection.to_come // 100):
+            return
+        self._looked_at = selection.to_come
+        for item, sample, kept in selection.decided():
+            self.work.store.keep(self.iteration, "response", item, sample, kept)
+            if kept:
+                self._todo.extend((item, sample, n) for n in range(self.work.settings.extend.samples))
+
+    def _task(self, item: str, sample: int, number: int) -> Task:
+        language, instruction = self.responses.instructions[item]
+        outcome = self.work.store.outcome(self.iteration, "response", item, sample)
+        if outcome is None or outcome.text is None:
+            raise RuntimeError(f"a selected text is not there: {item}")
+        name = f"{item}~{sample}"
+        yield from extending.extend(self.work, self.iteration, name, language, instruction, outcome.text, number)
+
+
+def write(crew: Crew, iteration: int, instructions: Instructions) -> None:
+    """Answers, selection, extensions, selection. An endpoint gets both kinds of requests at once."""
+    work = crew.work
+    if not work.store.begin(iteration, "write"):
+        return
+    responses = Responses.of(work, iteration, instructions)
+    extensions = Extensions(work, iteration, responses)
+    after, total = iteration - 1, len(instructions) * work.settings.respond.samples
+    info: dict = {}
+    if crew.serving.flow:
+        traffic = crew.run(extensions, after, ("generator", "extender"), f"texts {iteration}", 2 * total)
+        info["busy"] = traffic.busy
+    else:
+        crew.run(responses, after, ("generator",), f"responses {iteration}", total)
+        crew.run(extensions, after, ("extender",), f"extensions {iteration}", total)
+    select(work, iteration, extending.ROLE)
+    kept = len(work.store.outcomes(iteration, extending.ROLE, kept=True))
+    work.store.end(iteration, "write", {**info, "extensions_kept": kept})
+
+
+def select(work: Work, iteration: int, role: str) -> None:
+    """Length-biased selection over all texts of a role."""
+    outcomes = [o for o in work.store.outcomes(iteration, role) if o.text is not None]
+    selection = Selection(derive_seed(work.seed, role, iteration), work.settings.select, 0)
+    for outcome in outcomes:
+        selection.add(outcome.item, outcome.sample, outcome.words)
+    for item, sample, kept in selection.decided():
+        work.store.keep(iteration, role, item, sample, kept)
+
+
+# --------------------------------------------------------------------------------------- final texts and demands
+def final_texts(crew: Crew, iteration: int, instructions: Instructions) -> None:
+    """Fresh instructions, answered by the last Generator."""
+    work = crew.work
+    if not work.store.begin(iteration, "final"):
+        return
+    samples = work.settings.final.samples
+    tasks: Iterable[Task] = (
+        respond(work, iteration, item, language, text, sample, role="final")
+        for item, (language, text) in instructions.items()
+        for sample in range(samples)
+    )
+    crew.run(Listed.of(tasks), iteration - 1, ("generator",), "final texts", len(instructions) * samples)
+    work.store.end(iteration, "final", {})
+
+
+def demands(crew: Crew, pool: list[tuple[Outcome, str, str]], iteration: int) -> None:
+    """Weave length demands into the instructions of the pool: (text's outcome, language, instruction)."""
+    work, settings = crew.work, crew.work.settings.constraints
+    if not work.store.begin(iteration, "weave"):
+        return
+    scale = scale_for([count_longen(outcome.text or "") for outcome, _, _ in pool], settings)
+    tasks = (
+        weave(work, outcome.iteration, f"{outcome.role}~{outcome.item}", outcome.sample, language, instruction,
+              outcome.text or "", scale)
+        for outcome, language, instruction in pool
+        if demanded(work, outcome)
+    )  # fmt: skip
+    crew.run(Listed.of(tasks), iteration - 1, ("base",), "length demands", len(pool))
+    work.store.end(iteration, "weave", {"low": scale.low, "high": scale.high, "step": scale.step})
+
+
+def demanded(work: Work, outcome: Outcome) -> bool:
+    """Whether a row of the final data gets a length demand (constraints.share)."""
+    draw = named_random(work.seed, "demanded", outcome.iteration, outcome.role, outcome.item, outcome.sample).random()
+    return draw < work.settings.constraints.share
+
+
+def woven(work: Work, outcome: Outcome) -> Outcome | None:
+    """The instruction with its demand, as the outcome of the weaving."""
+    return work.store.outcome(outcome.iteration, WEAVE, f"{outcome.role}~{outcome.item}", outcome.sample)
+
+
+def top_reasons(store: Store, iteration: int, most: int = 4) -> str:
+    """The commonest rules that refused something in a macro-iteration, for an error."""
+    rows = store.query(
+        "SELECT role, rule, COUNT(*) FROM verdicts WHERE iteration=? AND rule!='' GROUP BY role, rule "
+        "ORDER BY 3 DESC LIMIT ?",
+        (iteration, most),
+    )
+    return ", ".join(f"{role}: {rule} {count}x" for role, rule, count in rows)
