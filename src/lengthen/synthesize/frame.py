@@ -25,7 +25,7 @@ class Frame:
                 columns[column.title] = pl.Series(numbers, dtype=pl.Int64)
             else:
                 columns[column.title] = pl.Series([t or None for t in texts] if column.empty else texts, dtype=pl.String)
-        self.frame = pl.DataFrame(columns).with_row_index(ROW)
+        self.frame = pl.DataFrame({ROW: pl.int_range(table.rows, eager=True), **columns})
         self.key = table.columns[0].title
         self.kinds: dict[str, Kind] = {column.title: column.kind for column in table.columns}
         self.titles = table.titles
@@ -77,10 +77,11 @@ class Frame:
 
     def row(self, key: str) -> dict[str, int | str | None]:
         """The one row of a key."""
-        found = self.frame.filter(pl.col(self.key) == key)
-        if found.height != 1:
-            raise Redraw("key_not_unique" if found.height else "no_such_key")
-        return found.row(0, named=True)
+        # Series comparison and not a filter: a filter is planned and scheduled, which costs more than it does.
+        found = (self.frame[self.key] == key).arg_true()
+        if len(found) != 1:
+            raise Redraw("key_not_unique" if len(found) else "no_such_key")
+        return self.frame.row(found[0], named=True)
 
     def cell(self, row: dict[str, int | str | None], title: str) -> int | str:
         value = row[title]

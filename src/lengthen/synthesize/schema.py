@@ -162,7 +162,7 @@ def _draw_texts(
         return [_ISO[int(random_() * _DAYS)] for _ in range(rows)]
     if column.kind == "reference":
         # The last rows may be cut off to meet the length; a reference must not dangle.
-        safe = max(1, int(0.9 * rows))
+        safe = max(1, int(0.9 * (rows - 8)))
         return [keys[int(random_() * safe)] for _ in range(rows)]
     pool: Sequence[str]
     if column.kind == "link":
@@ -181,10 +181,10 @@ def _draw_numbers(rng: random.Random, column: Column, rows: int) -> list[int]:
     if column.shape == "free" or span < 2 * rows:
         return [column.low + int(random_() * span) for _ in range(rows)]
     values = [column.low + step for step in rng.sample(range(span), rows)]
-    certain = max(2, int(0.9 * rows))  # later rows may be cut off to meet the length
+    certain = max(2, int(0.9 * (rows - 8)))  # later rows may be cut off to meet the length
     if column.shape == "repeats":
         for _ in range(rng.randint(1, 4)):
-            one, other = rng.sample(range(certain), 2)
+            one, other = rng.sample(range(certain), 2) if certain > 1 else (0, 1)
             values[other] = values[one]
         return values
     values.sort(reverse=column.shape == "descending" or (column.shape == "almost" and rng.random() < 0.5))
