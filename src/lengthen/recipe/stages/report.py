@@ -48,3 +48,8 @@ class ReportStage(StageSettings):
             if labels.count(label) > 1:
                 raise ValueError(f"two evaluations are labelled '{label}'; give each its own label")
         return evaluations
+
+    def external_inputs(self) -> list[str]:
+        """Evaluations and trainings outside this run."""
+        named = [self.model or "", *(one.run for one in self.evaluations), *self.train, *self.data, *self.self_lengthen]
+        return [name for name in named if name and not name.startswith("@")]

@@ -1,0 +1,214 @@
+"""Numbers that a report derives from the scores: averages, effective lengths, paired differences, depth maps."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lengthen.common.seeds import derive_seed
+from lengthen.report.collect import Arm
+
+RULER_THRESHOLD = 0.856  # Llama-2-7B-chat at 4K, RULER (arXiv 2404.06654), section 4
+RELATIVE_THRESHOLD = 0.85  # share of the model's own score at its shortest length, NoLiMa (arXiv 2502.05167)
+_RESAMPLES = 2000
+_AVERAGES = ("average", "mean")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A score in 0..1 with its 95% interval. tasks: names of the tasks that it averages."""
+
+    score: float
+    low: float | None
+    high: float | None
+    n: int
+    tasks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Effective:
+    """How far an arm reads. absolute: longest length above RULER's 85.6; relative: longest length with at least 85% of
+    the arm's own score at its shortest length; None where no length qualifies. longest: the longest one measured."""
+
+    arm: str
+    suite: str
+    absolute: int | None
+    relative: int | None
+    shortest: int
+    longest: int
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two arms on the same samples. difference: second minus first, bootstrapped over contexts."""
+
+    first: str
+    second: str
+    suite: str
+    task: str
+    length: int
+    first_score: float
+    second_score: float
+    difference: float
+    low: float
+    high: float
+    contexts: int
+    better: int
+    worse: int
+
+
+@dataclass(frozen=True)
+class DepthMap:
+    """Mean score by depth (rows, top = beginning of the text) and length (columns); None = no sample."""
+
+    arm: str
+    suite: str
+    task: str
+    lengths: tuple[int, ...]
+    depths: tuple[str, ...]
+    scores: tuple[tuple[float | None, ...], ...]
+    samples: tuple[tuple[int, ...], ...]
+
+
+def suites_of(arms: Iterable[Arm]) -> list[str]:
+    """Suites with scores, in the order in which they appear."""
+    return list(dict.fromkeys(str(row.get("suite") or row["task"]) for arm in arms for row in arm.scores))
+
+
+def averages(arm: Arm, suite: str) -> dict[int, Point]:
+    """Mean over a suite's tasks by length. The interval adds the tasks' half-widths in quadrature: their samples are
+    drawn apart."""
+    by_length: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for row in arm.scores:
+        if str(row.get("suite") or row["task"]) == suite and row["task"] not in _AVERAGES:
+            by_length[int(row["length"])].append(row)
+    return {length: _mean(rows) for length, rows in sorted(by_length.items())}
+
+
+def _mean(rows: Sequence[dict[str, Any]]) -> Point:
+    count = len(rows)
+    score = sum(float(row["score"]) for row in rows) / count
+    tasks = tuple(str(row["task"]) for row in rows)
+    n = sum(int(row.get("n") or 0) for row in rows)
+    if any(row.get("low") is None or row.get("high") is None for row in rows):
+        return Point(score, None, None, n, tasks)
+    down = math.sqrt(sum((row["score"] - row["low"]) ** 2 for row in rows)) / count
+    up = math.sqrt(sum((row["high"] - row["score"]) ** 2 for row in rows)) / count
+    return Point(score, max(0.0, score - down), min(1.0, score + up), n, tasks)
+
+
+def effective(arm: Arm, suite: str) -> Effective | None:
+    """Effective lengths of an arm on a suite; None without two lengths to compare."""
+    points = averages(arm, suite)
+    if len(points) < 2:
+        return None
+    shortest, longest = min(points), max(points)
+    own = points[shortest].score
+    passed = [length for length, point in points.items() if point.score > RULER_THRESHOLD]
+    kept = [length for length, point in points.items() if own > 0 and point.score >= RELATIVE_THRESHOLD * own]
+    return Effective(arm.label, suite, max(passed, default=None), max(kept, default=None), shortest, longest)
+
+
+def pairs(arms: Sequence[Arm]) -> list[Pair]:
+    """Every arm against the last one, on the samples that both answered."""
+    found: list[Pair] = []
+    for first in arms[:-1]:
+        found += paired(first, arms[-1])
+    return found
+
+
+def paired(first: Arm, second: Arm) -> list[Pair]:
+    """Paired comparison of two arms by suite, task and length. Cells whose sample files differ (another seed, tokenizer
+    or template) were asked other questions under the same names and are left out."""
+    own, other = _scored(first), _scored(second)
+    places = {key[:3] for key in own.keys() & other.keys()}
+    same = {place for place in places if not _differ(first.sample_files(*place), second.sample_files(*place))}
+    cells: dict[tuple[str, str, int], list[tuple[str, float, float]]] = defaultdict(list)
+    for key in own.keys() & other.keys():
+        suite, task, length, identity = key
+        if key[:3] not in same:
+            continue
+        (context, before), (_, after) = own[key], other[key]
+        cells[suite, task, length].append((context or identity, before, after))
+    return [_pair(first.label, second.label, cell, sorted(rows)) for cell, rows in sorted(cells.items())]
+
+
+def _differ(first: set[str], second: set[str]) -> bool:
+    return bool(first) and bool(second) and first.isdisjoint(second)
+
+
+def _scored(arm: Arm) -> dict[tuple[str, str, int, str], tuple[str, float]]:
+    return {
+        (str(a.get("suite")), str(a.get("task")), int(a.get("length") or 0), str(a["id"])): (
+            str(a.get("context") or ""),
+            float(a["score"]),
+        )
+        for a in arm.answers
+        if a.get("score") is not None
+    }
+
+
+def _pair(first: str, second: str, cell: tuple[str, str, int], rows: Sequence[tuple[str, float, float]]) -> Pair:
+    by_context: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for context, before, after in rows:
+        by_context[context].append((before, after))
+    sums = np.array([[sum(b for b, _ in v), sum(a for _, a in v), len(v)] for v in by_context.values()])
+    before, after, count = sums.sum(axis=0)
+    random = np.random.default_rng(derive_seed(0, "paired", *cell))
+    drawn = sums[random.integers(0, len(sums), size=(_RESAMPLES, len(sums)))].sum(axis=1)
+    differences = (drawn[:, 1] - drawn[:, 0]) / drawn[:, 2]
+    low, high = np.quantile(differences, [0.025, 0.975])
+    return Pair(
+        first, second, *cell,
+        first_score=float(before / count), second_score=float(after / count),
+        difference=float((after - before) / count), low=float(low), high=float(high), contexts=len(sums),
+        better=sum(after > before for _, before, after in rows), worse=sum(after < before for _, before, after in rows),
+    )  # fmt: skip
+
+
+def depth_maps(arms: Sequence[Arm]) -> dict[tuple[str, str], list[DepthMap]]:
+    """(suite, task) -> one map per arm, all with the same rows and columns, where answers carry a depth (0..1)."""
+    cells: dict[tuple[str, str], dict[str, list[tuple[int, float, float]]]] = defaultdict(lambda: defaultdict(list))
+    for arm in arms:
+        for answer in arm.answers:
+            if answer.get("depth") is not None and answer.get("score") is not None:
+                place = (int(answer["length"]), float(answer["depth"]), float(answer["score"]))
+                cells[str(answer.get("suite")), str(answer.get("task"))][arm.label].append(place)
+    found: dict[tuple[str, str], list[DepthMap]] = {}
+    for (suite, task), by_arm in cells.items():
+        places = [place for rows in by_arm.values() for place in rows]
+        lengths = tuple(sorted({length for length, _, _ in places}))
+        rows = _depth_rows([depth for _, depth, _ in places])
+        if len(rows) > 1:
+            found[suite, task] = [_depth_map(label, suite, task, by_arm[label], lengths, rows) for label in by_arm]
+    return found
+
+
+def _depth_rows(depths: Iterable[float]) -> list[tuple[str, float, float]]:
+    """(name, from, to): the depths themselves where they are few, else tenths."""
+    exact = sorted({round(depth, 3) for depth in depths})
+    if len(exact) <= 11:
+        return [(f"{100 * depth:.0f}%", depth - 0.0006, depth + 0.0006) for depth in exact]
+    edges = [index / 10 for index in range(11)]
+    return [(f"{100 * a:.0f}–{100 * b:.0f}%", a, b if b < 1 else 1.001) for a, b in itertools.pairwise(edges)]
+
+
+def _depth_map(
+    label: str, suite: str, task: str, places: Sequence[tuple[int, float, float]], lengths: tuple[int, ...],
+    rows: Sequence[tuple[str, float, float]],
+) -> DepthMap:  # fmt: skip
+    inside = [
+        [[score for length, depth, score in places if length == column and a <= depth < b] for column in lengths]
+        for _, a, b in rows
+    ]
+    return DepthMap(
+        label, suite, task, lengths, tuple(name for name, _, _ in rows),
+        tuple(tuple(sum(cell) / len(cell) if cell else None for cell in row) for row in inside),
+        tuple(tuple(len(cell) for cell in row) for row in inside),
+    )  # fmt: skip
