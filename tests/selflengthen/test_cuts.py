@@ -34,7 +34,7 @@ def test_nothing_to_cut_is_refused():
 
 def test_no_cut_inside_a_fence_a_table_or_below_a_heading():
     code = "```\n" + "\n".join(f"x{i} = {i}." for i in range(30)) + "\n```"
-    text = f"Before it there is one sentence.\n\n{code}\n\nAfter it is another one.\n\n# End\n\nThe last words are here."
+    text = f"Before it there is one sentence.\n\n{code}\n\nAfter it is one more.\n\n# End\n\nThe last words are here."
     for share in (0.2, 0.4, 0.5, 0.6, 0.9, 0.97):
         start = beginning(text, share)
         assert start is not None

@@ -239,7 +239,7 @@ def yes_or_no(answer: str, wording: Wording) -> bool | None:
 
 def tidy(text: str, wording: Wording) -> str:
     """The instruction alone: up to the next number or blank line, without labels, quotes and emphasis around it."""
-    text = re.split(r"\n\s*\d+[.)、]\s|\n\s*\n", text.strip(), maxsplit=1)[0].strip()
+    text = re.split(r"\n\s*\d+(?:[.)]\s|、)|\n\s*\n", text.strip(), maxsplit=1)[0].strip()
     text = re.sub(rf"^[*_\s]*{wording.phrases['labels']}[*_\s]*[:：][*_\s]*", "", text, flags=re.IGNORECASE)
     for opening, closing in (('"', '"'), ("“", "”"), ("**", "**"), ("「", "」")):
         inner = text[len(opening) : -len(closing)]
