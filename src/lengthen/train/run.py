@@ -73,6 +73,7 @@ def train(settings: TrainStage, ctx: StageContext) -> StageResult:
         peak=measured_peak(model.dtype, device) if is_main() else 1.0,
     )
     if settings.lora is not None:
+        torch.manual_seed(ctx.seed_for("adapters"))
         model = add_adapters(model, settings.lora)
     collator = Collator(settings.positions, rule=settings.loss, seed=ctx.seed_for("positions"))
     trainer = LongTrainer(
@@ -220,6 +221,8 @@ def _save_model(trainer: LongTrainer, folder: Path) -> None:
         with explain_disk(target):
             shutil.rmtree(part, ignore_errors=True)
             model = merge_adapters(trainer.accelerator.unwrap_model(trainer.model))
+            # Trainers switch the cache off for training; a folder saved so would generate without one.
+            model.config.get_text_config().use_cache = True
             model.save_pretrained(part)
             trainer.processing_class.save_pretrained(part)  # type: ignore[union-attr]
             shutil.rmtree(target, ignore_errors=True)
