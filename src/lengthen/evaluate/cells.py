@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -17,6 +18,11 @@ def line_frame(prompts: Prompts) -> tuple[Frame, str]:
     follows the user's text. RULER's answers go on in the same line and do without."""
     lead = "" if prompts.template == "on" else "\n"
     return replace(prompts.frame, after=lead + prompts.frame.after), lead
+
+
+def text_sha256(text: str) -> str:
+    """Names a text in the key of the sample cache."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def cell_samples(

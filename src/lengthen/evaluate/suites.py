@@ -124,6 +124,11 @@ class Measure:
 
 SUITES: dict[str, str] = {
     "needle": "lengthen.evaluate.needle:SUITE",
+    "ruler": "lengthen.evaluate.ruler.suite:SUITE",
+    "own": "lengthen.evaluate.own.suite:SUITE",
+    "longform": "lengthen.evaluate.longform.suite:SUITE",
+    "perplexity": "lengthen.evaluate.positions:SUITE",
+    "short": "lengthen.evaluate.short.measure:SUITE",
 }
 
 

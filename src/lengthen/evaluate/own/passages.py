@@ -42,13 +42,107 @@ def passages_of(text: str, words: int = PASSAGE_WORDS) -> list[str]:
 
 
 # Kinds of the evaluation alone: what is trained on (`lengthen.synthesize`) uses other kinds and other wordings.
-_GIVEN = ["Orsolya", "Bertrand", "Ilse", "Caspian", "Thandeka", "Ruprecht", "Mirela", "Anselm", "Yevgenia", "Tobiah", "Signe", "Lucan", "Parveen", "Hjalmar", "Odalys", "Fenwick", "Zuleika", "Amadeus", "Brynja", "Cosmo"]
-_FAMILY = ["Quillfeather", "Marchbanks", "Oduya", "Petrescu", "Vanterpool", "Lindqvist", "Abernethy", "Szabados", "Teague", "Nakagawa", "Brightwater", "Castellane", "Drummond", "Eskildsen", "Farthingale", "Gorecki", "Holloway", "Iwasaki", "Jurgens", "Kestrel"]
-_SHIPS = ["Meridian Swan", "Copper Heron", "Grey Postman", "Saltmarsh Queen", "Northern Lantern", "Bold Cartographer", "Winter Thrush", "Amber Pilot", "Quiet Margaret", "Second Promise", "Iron Larkspur", "Tidal Bishop"]
-_PLACES = ["Ostermouth", "Vellacombe", "Harrowick", "Pellinore", "Dunmarrow", "Stavering", "Culverhythe", "Ambleforde", "Wexcombe", "Thornaby Cross", "Lower Quarrington", "Saint Aldric", "Ravensgill", "Brackenholt"]
-_CARGO = ["dried apricots", "window glass", "tin ore", "printing type", "cork bark", "beeswax", "sheet copper", "linseed oil", "church bells", "porcelain tiles", "walnut planks", "sea salt"]
+_GIVEN = [
+    "Orsolya",
+    "Bertrand",
+    "Ilse",
+    "Caspian",
+    "Thandeka",
+    "Ruprecht",
+    "Mirela",
+    "Anselm",
+    "Yevgenia",
+    "Tobiah",
+    "Signe",
+    "Lucan",
+    "Parveen",
+    "Hjalmar",
+    "Odalys",
+    "Fenwick",
+    "Zuleika",
+    "Amadeus",
+    "Brynja",
+    "Cosmo",
+]
+_FAMILY = [
+    "Quillfeather",
+    "Marchbanks",
+    "Oduya",
+    "Petrescu",
+    "Vanterpool",
+    "Lindqvist",
+    "Abernethy",
+    "Szabados",
+    "Teague",
+    "Nakagawa",
+    "Brightwater",
+    "Castellane",
+    "Drummond",
+    "Eskildsen",
+    "Farthingale",
+    "Gorecki",
+    "Holloway",
+    "Iwasaki",
+    "Jurgens",
+    "Kestrel",
+]
+_SHIPS = [
+    "Meridian Swan",
+    "Copper Heron",
+    "Grey Postman",
+    "Saltmarsh Queen",
+    "Northern Lantern",
+    "Bold Cartographer",
+    "Winter Thrush",
+    "Amber Pilot",
+    "Quiet Margaret",
+    "Second Promise",
+    "Iron Larkspur",
+    "Tidal Bishop",
+]
+_PLACES = [
+    "Ostermouth",
+    "Vellacombe",
+    "Harrowick",
+    "Pellinore",
+    "Dunmarrow",
+    "Stavering",
+    "Culverhythe",
+    "Ambleforde",
+    "Wexcombe",
+    "Thornaby Cross",
+    "Lower Quarrington",
+    "Saint Aldric",
+    "Ravensgill",
+    "Brackenholt",
+]
+_CARGO = [
+    "dried apricots",
+    "window glass",
+    "tin ore",
+    "printing type",
+    "cork bark",
+    "beeswax",
+    "sheet copper",
+    "linseed oil",
+    "church bells",
+    "porcelain tiles",
+    "walnut planks",
+    "sea salt",
+]
 _SEATS = ["cello", "bassoon", "viola", "French horn", "oboe", "timpani", "harp", "piccolo", "clarinet", "tuba"]
-_DISHES = ["barley broth", "quince tart", "smoked eel", "plum dumplings", "chestnut bread", "leek pie", "saffron buns", "pickled walnuts", "duck rillettes", "elderflower jelly"]
+_DISHES = [
+    "barley broth",
+    "quince tart",
+    "smoked eel",
+    "plum dumplings",
+    "chestnut bread",
+    "leek pie",
+    "saffron buns",
+    "pickled walnuts",
+    "duck rillettes",
+    "elderflower jelly",
+]
 
 
 def make_fact(kind: str, draws: Draws, subject: str | None = None) -> Fact:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from lengthen.common.errors import LengthenError
-from lengthen.evaluate.cells import cell_samples, line_frame
+from lengthen.evaluate.cells import cell_samples, line_frame, text_sha256
 from lengthen.evaluate.counting import Frame
 from lengthen.evaluate.fit import Maker
 from lengthen.evaluate.haystack import haystack_text
@@ -40,7 +40,7 @@ def maker(job: Job, task: str, length: int, frame: Frame) -> Maker:
     if task == "json_kv":
         return json_kv.JsonKvMaker(counter, frame, length, job.seed, questions, job.new_tokens(task))
     if task in ("planted_qa", "planted_rerank"):
-        passages = _passages(haystack_text(job.settings.haystack).text)
+        passages = _passages(haystack_text(job.settings.haystack))
         return planted.PlantedMaker(task, counter, frame, length, job.seed, passages, questions)  # type: ignore[arg-type]
     data = labelled(_set(job, task), job.options.words)
     return icl.IclMaker(data, counter, frame, length, job.seed, questions, job.new_tokens(task))
@@ -69,7 +69,7 @@ def make(job: Job, task: str, length: int, contexts: range) -> Iterator[Sample]:
 def parameters(job: Job, task: str) -> dict[str, Any]:
     found: dict[str, Any] = {"questions": job.options.questions, "new_tokens": job.new_tokens(task)}
     if task.startswith("planted"):
-        found["haystack"] = haystack_text(job.settings.haystack).sha256
+        found["haystack"] = text_sha256(haystack_text(job.settings.haystack))
     if task.startswith("icl"):
         found["words"] = job.options.words
     if task == "icl_file":

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
-from lengthen.evaluate.cells import cell_samples
+from lengthen.evaluate.cells import cell_samples, text_sha256
 from lengthen.evaluate.counting import Counter
 from lengthen.evaluate.fit import Maker
 from lengthen.evaluate.haystack import haystack_text
@@ -48,7 +48,7 @@ def maker(job: Job, task: str, length: int) -> Maker:
     if settings.family == "qa":
         questions = _questions(settings.data, _source(job, settings.data))
         return QaMaker(settings, counter, frame, length, job.seed, questions)
-    essay = _essay(haystack_text(job.settings.haystack).text, counter) if settings.haystack == "essay" else None
+    essay = _essay(haystack_text(job.settings.haystack), counter) if settings.haystack == "essay" else None
     return NiahMaker(settings, counter, frame, length, job.seed, essay)
 
 
@@ -75,7 +75,7 @@ def parameters(job: Job, task: str) -> dict[str, Any]:
     settings = TASKS[task]
     found: dict[str, Any] = {"new_tokens": job.new_tokens(task)}
     if settings.haystack == "essay":
-        found["haystack"] = haystack_text(job.settings.haystack).sha256
+        found["haystack"] = text_sha256(haystack_text(job.settings.haystack))
     if settings.data:
         source = _source(job, settings.data)
         found["data"] = _sha256(source) if source else HUB[settings.data][0]
