@@ -19,7 +19,7 @@ stages:
   - kind: prepare
     name: rows
     row_length: 2k
-    sources: [{name: a, path: a.jsonl, kind: chat}]
+    sources: [{name: a, paths: a.jsonl, kind: chat}]
   - kind: train
     rows: "@rows"
     steps: 10
@@ -50,11 +50,11 @@ def test_size_text_is_the_inverse_for_round_values():
 
 def test_set_changes_a_stage_by_name_a_list_item_by_name_and_the_recipe(tmp_path):
     recipe = load_recipe(
-        write(tmp_path, BASE), changes=["train.steps=3", "train.learning_rate=1e-4", "rows.sources.a.path=b.jsonl", "seed=5"]
+        write(tmp_path, BASE), changes=["train.steps=3", "train.lr=1e-4", "rows.sources.a.paths=[b.jsonl]", "seed=5"]
     )
     train = recipe.stage("train").model_dump()
-    assert (train["steps"], train["learning_rate"], recipe.seed) == (3, 1e-4, 5)
-    assert recipe.stage("rows").model_dump()["sources"][0]["path"] == "b.jsonl"
+    assert (train["steps"], train["lr"], recipe.seed) == (3, 1e-4, 5)
+    assert recipe.stage("rows").model_dump()["sources"][0]["paths"] == ["b.jsonl"]
 
 
 def test_extends_merges_stages_by_name_and_without_removes_one(tmp_path):
@@ -62,7 +62,7 @@ def test_extends_merges_stages_by_name_and_without_removes_one(tmp_path):
     child = write(
         tmp_path,
         "extends: base.yaml\nname: child\nwithout: [train]\nstages:\n  - {name: rows, row_length: 4k}\n"
-        "  - {kind: prepare, name: more, after: rows, sources: [{name: b, path: b.jsonl, kind: chat}]}\n",
+        "  - {kind: prepare, name: more, after: rows, row_length: 2k, sources: [{name: b, paths: b.jsonl, kind: chat}]}\n",
     )
     recipe = load_recipe(child)
     assert recipe.names == ["rows", "more"]
