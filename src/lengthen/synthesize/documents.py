@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import importlib.metadata
 import json
@@ -36,6 +37,13 @@ def _checked(name: str, texts: list[Text]) -> list[Text]:
 
 
 def _open(name: str) -> list[Text]:
+    """Texts of one source; `SOURCE#PATTERN` keeps those whose path matches a shell pattern (`*` also matches `/`)."""
+    source, _, pattern = name.partition("#")
+    texts = _all_of(source)
+    return [text for text in texts if fnmatch.fnmatchcase(text.id, pattern)] if pattern else texts
+
+
+def _all_of(name: str) -> list[Text]:
     if name.startswith("package:"):
         return _package(name.removeprefix("package:"))
     if name == "python":
@@ -48,9 +56,7 @@ def _open(name: str) -> list[Text]:
             f"documents: there is no '{name}'.",
             fix="give a folder, a file, @stage, package:NAME==VERSION, installed:NAME or python",
         )
-    if path.is_file():
-        return _file(path, path.name)
-    return _folder(path, path.name)
+    return _file(path, path.name) if path.is_file() else _folder(path, path.name)
 
 
 def _folder(folder: Path, name: str, but: Sequence[str] = ()) -> list[Text]:
@@ -124,13 +130,9 @@ def _parquet_group(path: str, group: int) -> list[str | None]:
 
 
 def _package(requirement: str) -> list[Text]:
-    from lengthen.data.packages import package_files
+    from lengthen.data.packages import package_folder
 
-    name = requirement.partition("==")[0]
-    texts = []
-    for path in package_files(requirement, pattern="*.txt"):
-        texts.append(file_text(path, f"{name}/{path.name}"))
-    return sorted(texts, key=lambda text: text.id)
+    return _folder(Path(package_folder(requirement)), requirement.partition("==")[0])
 
 
 def _installed(name: str) -> list[Text]:

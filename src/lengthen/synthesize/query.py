@@ -42,7 +42,9 @@ class Query:
     most: bool = True
 
     def to_json(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if value not in ("", (), 0)}
+        """Plain data; what is as in an empty query is left out."""
+        plain = asdict(Query(""))
+        return {name: value for name, value in asdict(self).items() if value != plain[name]}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Query:

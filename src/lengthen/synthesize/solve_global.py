@@ -68,7 +68,7 @@ def _extreme(frame: Frame, query: Query) -> Answer:
 
 
 def _mode(frame: Frame, query: Query) -> Answer:
-    counts = _values(frame, query)[query.column].value_counts().sort("count", descending=True)
+    counts = _values(frame, query)[query.column].value_counts().sort("count", query.column, descending=[True, False])
     if counts.height > 1 and counts["count"][0] == counts["count"][1]:
         raise Redraw("tie")
     shown = counts.head(3).rows()

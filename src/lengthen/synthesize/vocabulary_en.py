@@ -63,7 +63,7 @@ FIRSTS = (
 )  # fmt: skip
 LASTS = (
     "lantern", "anvil", "barrel", "candle", "drawer", "easel", "ferry", "gasket", "hammer", "inkwell", "jacket", "kettle",
-    "ladder", "mirror", "needlework", "oar", "pulley", "quill", "ribbon", "saddle", "trowel", "urn", "valve", "wagon",
+    "ladder", "mirror", "nutcracker", "oar", "pulley", "quill", "ribbon", "saddle", "trowel", "urn", "valve", "wagon",
     "axle", "bellows", "compass", "dial", "earring", "flask", "goblet", "hinge", "icebox", "jug", "knapsack", "loom",
     "mallet", "nozzle", "organ", "piston", "rudder", "spindle", "thimble", "umbrella", "violin", "whistle", "yoke", "zither",
     "awning", "bucket", "chisel", "dowel", "envelope", "funnel", "gauge", "hatchet", "ironing board", "jigsaw", "key ring",

