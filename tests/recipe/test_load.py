@@ -40,7 +40,7 @@ def test_sizes_are_powers_of_1024(text, value):
 
 @pytest.mark.parametrize("text", ["64 kilo", "many", "0.3", True])
 def test_a_wrong_size_is_refused(text):
-    with pytest.raises(ValueError, match="no size|whole number"):
+    with pytest.raises(ValueError, match=r"no size|whole number"):
         parse_size(text)
 
 
@@ -62,7 +62,8 @@ def test_extends_merges_stages_by_name_and_without_removes_one(tmp_path):
     child = write(
         tmp_path,
         "extends: base.yaml\nname: child\nwithout: [train]\nstages:\n  - {name: rows, row_length: 4k}\n"
-        "  - {kind: prepare, name: more, after: rows, row_length: 2k, sources: [{name: b, paths: b.jsonl, kind: chat}]}\n",
+        "  - {kind: prepare, name: more, after: rows, row_length: 2k,"
+        " sources: [{name: b, paths: b.jsonl, kind: chat}]}\n",
     )
     recipe = load_recipe(child)
     assert recipe.names == ["rows", "more"]
@@ -98,7 +99,8 @@ def test_errors_name_the_place_and_the_way_out(tmp_path, text, words):
 
 
 @pytest.mark.parametrize(
-    ("change", "word"), [("train.steps", "key=value"), ("tain.steps=1", "did you mean 'train'"), ("rows.sources.z.path=1", "no item 'z'")]
+    ("change", "word"),
+    [("train.steps", "key=value"), ("tain.steps=1", "did you mean 'train'"), ("rows.sources.z.path=1", "no item 'z'")],
 )
 def test_a_wrong_set_is_explained(tmp_path, change, word):
     with pytest.raises(LengthenError, match=word):

@@ -30,12 +30,19 @@ class EndpointSettings(Settings):
         default="auto", description="auto: chat where it can continue a given beginning, else completions."
     )
     concurrency: int = Field(default=8, ge=1, le=1024, description="Requests at once.")
-    retries: int = Field(default=5, ge=0, le=20, description="Further tries after 429, 5xx, a broken answer, a time-out.")
+    retries: int = Field(
+        default=5, ge=0, le=20, description="Further tries after 429, 5xx, a broken answer, a time-out."
+    )
     seconds: float = Field(default=60.0, gt=0, description="Time allowed to a request besides its tokens.")
     seconds_per_token: float = Field(default=0.5, gt=0, description="Time allowed for each token of the answer.")
     key: str = Field(
         default="OPENAI_API_KEY", description="Name of the environment variable that holds the endpoint's key."
     )
+
+
+def _names_in_schema(schema: dict[str, Any]) -> None:
+    """Editors may offer a plain name where settings can stand: `needle`, or `{suite: needle, samples: 20}`."""
+    schema["items"] = {"anyOf": [{"type": "string"}, schema["items"]]}
 
 
 class EvaluateStage(StageSettings):
@@ -50,6 +57,7 @@ class EvaluateStage(StageSettings):
     suites: list[SuiteSettings] = Field(
         default_factory=lambda: [SuiteSettings(suite="needle")],
         min_length=1,
+        json_schema_extra=_names_in_schema,
         description="Suites or single tasks, by name, or with settings of their own.",
     )
     lengths: list[Size] = Field(
@@ -93,7 +101,8 @@ class EvaluateStage(StageSettings):
     )
     batch_size: int | None = Field(default=None, ge=1, description="Most texts at once. Default: by memory.")
     tokenizer: str | None = Field(
-        default=None, description="Tokenizer of an endpoint's model: a folder or a Hub name. Lengths are counted with it."
+        default=None,
+        description="Tokenizer of an endpoint's model: a folder or a Hub name. Lengths are counted with it.",
     )
     endpoint: EndpointSettings = Field(default_factory=EndpointSettings, description="For models behind an endpoint.")
 
