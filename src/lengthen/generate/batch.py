@@ -176,7 +176,7 @@ class Batch:
         return [(self.cache, at, pads[at]) for at in rows]
 
     def _restack(self, pieces: Sequence[tuple[Buffers, int, int]]) -> None:
-        cache, row, first = pieces[0]
+        cache, _, first = pieces[0]
         if len(pieces) == 1 and cache.rows == 1 and first == 0:
             self.cache, self.pads_B = cache, None
             return

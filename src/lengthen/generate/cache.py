@@ -36,7 +36,8 @@ class BufferLayer(DynamicLayer):
         assert self._k is not None and self._v is not None
         end = self.length + key_states.shape[2]
         if end > self._k.shape[2]:
-            self._k, self._v = (_grown(x, self.length, max(end, 2 * x.shape[2])) for x in (self._k, self._v))
+            capacity = max(end, 2 * self._k.shape[2])
+            self._k, self._v = _grown(self._k, self.length, capacity), _grown(self._v, self.length, capacity)
         self._k[:, :, self.length : end] = key_states
         self._v[:, :, self.length : end] = value_states
         self.length = end

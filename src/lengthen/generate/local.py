@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +121,7 @@ class LocalEngine:
         # In lexicographic order neighbours share the most, and one cache, cut back between them, reads every branch
         # of the tree of prompts once.
         jobs = sorted(jobs, key=lambda job: job.ids)
-        shared = [common(a.ids, b.ids) for a, b in zip(jobs, jobs[1:])]
+        shared = [common(a.ids, b.ids) for a, b in pairwise(jobs)]
         at_all = min(min(shared), min(len(job.ids) for job in jobs) - 1)
         tail = max(len(job.ids) for job in jobs) - at_all
         if self.reader.can_share and at_all >= tail and tail <= ALONE:

@@ -20,7 +20,7 @@ LOGITS = 1 << 26
 
 
 class Reader:
-    """A model with its tokenizer, ready to read and write. All shapes with one model: B rows, T tokens, V vocabulary."""
+    """A model with its tokenizer. Letters of shapes: B rows, T tokens, V vocabulary."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, chunk: int = CHUNK) -> None:
         self.model, self.tokenizer, self.chunk = model, tokenizer, chunk

@@ -1,0 +1,105 @@
+"""Intervals over contexts, and two models on the same samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+RESAMPLES = 4000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its 95% interval; n samples in so many contexts."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    contexts: int
+
+
+def interval(scores: Sequence[float], contexts: Sequence[str], seed: int = 0) -> Interval:
+    """Mean of scores in 0..1; the interval is bootstrapped over contexts, since questions over one text fall together.
+
+    Where all scores are 0 (or all are 1) the bootstrap has nothing to draw from and would claim certainty; there the
+    exact binomial bound (Clopper and Pearson, 1934) over the contexts is given: 20 of 20 is 0.832 .. 1.
+    """
+    if len(scores) != len(contexts):
+        raise ValueError(f"{len(scores)} scores for {len(contexts)} contexts")
+    sums_C, counts_C = _by_context(scores, contexts)
+    n, groups = len(scores), len(sums_C)
+    if n == 0:
+        return Interval(float("nan"), float("nan"), float("nan"), 0, 0)
+    mean = float(sums_C.sum() / n)
+    tail = (1 - LEVEL) / 2
+    if min(scores) == max(scores) == 1.0:
+        return Interval(1.0, tail ** (1 / groups), 1.0, n, groups)
+    if min(scores) == max(scores) == 0.0:
+        return Interval(0.0, 0.0, 1 - tail ** (1 / groups), n, groups)
+    if groups == 1:
+        return Interval(mean, 0.0, 1.0, n, groups)
+    low, high = _percentiles(sums_C, counts_C, seed)
+    return Interval(mean, low, high, n, groups)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much better `b` is than `a` on the samples that both answered.
+
+    better, worse: samples on which b scores higher, lower. sure: the interval does not hold 0.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    contexts: int
+    better: int
+    worse: int
+
+    @property
+    def sure(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+def paired(
+    a: Mapping[str, float], b: Mapping[str, float], contexts: Mapping[str, str], seed: int = 0
+) -> Difference | None:
+    """Difference b - a over common sample ids; None when there are none.
+
+    Args:
+        a, b: score by sample id. contexts: context by sample id.
+    """
+    ids = sorted(a.keys() & b.keys())
+    if not ids:
+        return None
+    gaps = [b[i] - a[i] for i in ids]
+    sums_C, counts_C = _by_context(gaps, [contexts[i] for i in ids])
+    low, high = _percentiles(sums_C, counts_C, seed)
+    return Difference(
+        float(np.mean(gaps)), low, high, len(ids), len(sums_C), sum(g > 0 for g in gaps), sum(g < 0 for g in gaps)
+    )
+
+
+def _by_context(values: Sequence[float], contexts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    order = {name: at for at, name in enumerate(dict.fromkeys(contexts))}
+    sums, counts = np.zeros(len(order)), np.zeros(len(order))
+    for value, name in zip(values, contexts):
+        sums[order[name]] += value
+        counts[order[name]] += 1
+    return sums, counts
+
+
+def _percentiles(sums_C: np.ndarray, counts_C: np.ndarray, seed: int) -> tuple[float, float]:
+    groups = len(sums_C)
+    if groups == 1:
+        return float("-inf"), float("inf")
+    draws_RC = np.random.default_rng(seed).integers(0, groups, (RESAMPLES, groups))
+    means_R = sums_C[draws_RC].sum(1) / counts_C[draws_RC].sum(1)
+    tail = 100 * (1 - LEVEL) / 2
+    low, high = np.percentile(means_R, [tail, 100 - tail])
+    return float(low), float(high)
