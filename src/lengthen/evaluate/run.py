@@ -312,7 +312,7 @@ def _result(plan: Plan, kept: Predictions, rows: Sequence[Row]) -> StageResult:
         if row.get("score") is not None:
             place_ = f" {size_text(row['length'])}" if row["length"] else ""
             figures[f"{row['suite']} {row['task']}{place_}"] = round(row["score"], 4)
-    counts = {
+    counts: dict[str, float] = {
         "samples": len(answers),
         "errors": len(kept.errors.keys() - kept.by_id.keys()),
         "empty_answers": sum(not a["output"].strip() for a in answers),

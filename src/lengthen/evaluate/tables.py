@@ -75,7 +75,7 @@ def write_tables(
         folder / "scores.json", {"model": model, "arm": arm, "asked": asked, "rows": list(rows), "notes": list(notes)}
     )
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer: csv.DictWriter[str] = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(depth_rows(arm, cells, kept))
     write_atomic(folder / "cells.csv", text.getvalue())

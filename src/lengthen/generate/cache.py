@@ -31,18 +31,20 @@ class BufferLayer(DynamicLayer):
         self.is_initialized = True
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
-        if self._k is None or self._v is None:
+        if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        assert self._k is not None and self._v is not None
+        k, v = self._k, self._v
+        assert k is not None and v is not None
         end = self.length + key_states.shape[2]
-        if end > self._k.shape[2]:
-            capacity = max(end, 2 * self._k.shape[2])
-            self._k, self._v = _grown(self._k, self.length, capacity), _grown(self._v, self.length, capacity)
-        self._k[:, :, self.length : end] = key_states
-        self._v[:, :, self.length : end] = value_states
+        if end > k.shape[2]:
+            capacity = max(end, 2 * k.shape[2])
+            k, v = _grown(k, self.length, capacity), _grown(v, self.length, capacity)
+            self._k, self._v = k, v
+        k[:, :, self.length : end] = key_states
+        v[:, :, self.length : end] = value_states
         self.length = end
-        self.keys, self.values = self._k[:, :, :end], self._v[:, :, :end]
-        return self.keys, self.values
+        self.keys, self.values = k[:, :, :end], v[:, :, :end]
+        return k[:, :, :end], v[:, :, :end]
 
     def get_seq_length(self) -> int:
         return self.length

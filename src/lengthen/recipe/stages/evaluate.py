@@ -30,9 +30,7 @@ class EndpointSettings(Settings):
         default="auto", description="auto: chat where it can continue a given beginning, else completions."
     )
     concurrency: int = Field(default=8, ge=1, le=1024, description="Requests at once.")
-    retries: int = Field(
-        default=5, ge=0, le=20, description="Further tries after 429, 5xx, a broken answer, a time-out."
-    )
+    retries: int = Field(default=5, ge=0, le=20, description="Further tries after 429, 5xx, garbage, a time-out.")
     seconds: float = Field(default=60.0, gt=0, description="Time allowed to a request besides its tokens.")
     seconds_per_token: float = Field(default=0.5, gt=0, description="Time allowed for each token of the answer.")
     key: str = Field(
@@ -102,7 +100,7 @@ class EvaluateStage(StageSettings):
     batch_size: int | None = Field(default=None, ge=1, description="Most texts at once. Default: by memory.")
     tokenizer: str | None = Field(
         default=None,
-        description="Tokenizer of an endpoint's model: a folder or a Hub name. Lengths are counted with it.",
+        description="Tokenizer of an endpoint's model: a folder or a Hub name, to count lengths.",
     )
     endpoint: EndpointSettings = Field(default_factory=EndpointSettings, description="For models behind an endpoint.")
 
