@@ -240,7 +240,7 @@ def transformers_attention(
     Extra keywords of transformers (position_ids, cache positions, flash-attention boundaries ...) carry nothing that
     changes causal attention, except those that `_refuse_unknown_rules` names.
     """
-    _refuse_unknown_rules(module, query, dropout, is_causal, sliding_window, kwargs)
+    _refuse_unknown_rules(module, dropout, is_causal, sliding_window, kwargs)
     pads = _padding(attention_mask, pad_lens, doc_lens, query, key, sliding_window)
     exchange = _exchange
     if exchange is not None:
@@ -272,7 +272,7 @@ _OTHER_RULES = {
 
 
 def _refuse_unknown_rules(
-    module: torch.nn.Module, query: torch.Tensor, dropout: float, is_causal: bool | None, window: int | None, kwargs: dict[str, Any]
+    module: torch.nn.Module, dropout: float, is_causal: bool | None, window: int | None, kwargs: dict[str, Any]
 ) -> None:  # fmt: skip
     use_other = 'load the model with attn_implementation="sdpa" or "eager" instead.'
     if is_causal is False or (is_causal is None and getattr(module, "is_causal", True) is False):

@@ -43,7 +43,7 @@ class Rule:
 
 
 class Workspace:
-    """One thread's scratch buffers: a fresh tile of megabytes per product would be mapped and page-faulted each time."""
+    """One thread's scratch buffers: a fresh tile of megabytes per product would be page-faulted each time."""
 
     def __init__(self) -> None:
         self._flat: dict[str, torch.Tensor] = {}
@@ -94,7 +94,7 @@ def fast_products() -> Iterator[None]:
 
 
 def product_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which probabilities meet values: bfloat16 where the processor multiplies it, else at least float32."""
+    """The dtype of probability x value: bfloat16 where the processor multiplies it, else at least float32."""
     if dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return dtype
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -105,7 +105,7 @@ def _up(n: int) -> int:
 
 
 class Tiles:
-    """One document's queries and keys for one key/value head, cut into query blocks and key tiles. Read-only once made."""
+    """One document's queries and keys for one key/value head, in query blocks and key tiles. Read-only once made."""
 
     def __init__(self, q_RQD: torch.Tensor, k_KD: torch.Tensor, rule: Rule) -> None:
         self.rep, self.queries, self.dim = q_RQD.shape
@@ -124,7 +124,7 @@ class Tiles:
         self.longest_key = float(self.keys_KD.norm(dim=-1).max())
 
     def padded(self, x_KD: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """(K, D) -> (K rounded up to STEP, D), contiguous; the causal mask hides the added keys from every real query."""
+        """(K, D) -> (K rounded up to STEP, D), contiguous; causality hides the added keys from every real query."""
         out = torch.zeros(_up(x_KD.shape[0]), x_KD.shape[1], dtype=dtype)
         out[: x_KD.shape[0]] = x_KD
         return out

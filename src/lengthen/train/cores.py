@@ -24,7 +24,7 @@ from lengthen.train.blockwise import Rule, Tiles, Workspace
 Core = Literal["auto", "blockwise", "sdpa"]
 SETTING = "LENGTHEN_ATTENTION"
 # Below this many tokens torch's kernel wins: the tiles no longer fill the product.
-SHORT_SEGMENT = 512
+SHORT_SEGMENT = 256
 KEYS_AT_ONCE = 1 << 25  # elements of keys prepared (in float32) before their blocks run: bounds the extra memory
 
 

@@ -88,7 +88,7 @@ def _packed(
     q_BHQD: torch.Tensor, k_BGKD: torch.Tensor, v_BGKD: torch.Tensor, segments: tuple[Segment, ...], rule: Rule,
     flash: Callable[..., Any] | None, sinks_H: torch.Tensor | None,
 ) -> torch.Tensor:  # fmt: skip
-    """All segments in one launch: (tokens, heads, D) with offsets. Causality is aligned at the end, as both kernels do."""
+    """All segments in one launch: (tokens, heads, D) with offsets. Both kernels align causality at the end."""
     q_THD = _tokens(q_BHQD, [(s.batch, s.q_start, s.queries) for s in segments])
     k_TGD, v_TGD = (_tokens(x, [(s.batch, s.k_start, s.keys) for s in segments]) for x in (k_BGKD, v_BGKD))
     q_lens, k_lens = [s.queries for s in segments], [s.keys for s in segments]
@@ -99,7 +99,8 @@ def _packed(
         if sinks_H is not None:
             extra["s_aux"] = sinks_H
         out = flash(
-            q_THD, k_TGD, v_TGD, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k, max_seqlen_q=max(q_lens), max_seqlen_k=max(k_lens),
+            q_THD, k_TGD, v_TGD, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k,
+            max_seqlen_q=max(q_lens), max_seqlen_k=max(k_lens),
             softmax_scale=rule.scale, causal=True, window_size=(left, 0 if left >= 0 else -1), **extra,
         )  # fmt: skip
         out = out[0] if isinstance(out, tuple) else out
