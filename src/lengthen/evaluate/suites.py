@@ -94,6 +94,7 @@ class Suite:
 
     tasks: name -> room for the answer in tokens. default: tasks that run when none are named (None: all).
     sized: False for tasks without a nominal length; they run once, at length 0.
+    fixed: True where a benchmark fixes the number of items: its prompts may be longer or shorter than their length.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Suite:
     summary: Callable[[Job, Sequence[Scored]], list[Row]] | None = None
     version: int = 1
     sized: bool = True
+    fixed: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ class Measure:
 SUITES: dict[str, str] = {
     "needle": "lengthen.evaluate.needle:SUITE",
     "ruler": "lengthen.evaluate.ruler.suite:SUITE",
+    "helmet": "lengthen.evaluate.helmet.suite:SUITE",
     "own": "lengthen.evaluate.own.suite:SUITE",
     "longform": "lengthen.evaluate.longform.suite:SUITE",
     "perplexity": "lengthen.evaluate.positions:SUITE",
