@@ -11,23 +11,8 @@ from lengthen.generate import Request, open_engine
 from lengthen.generate.local import LocalEngine
 from tests.conftest import make_model
 
-WORDS = [
-    "harbour",
-    "town",
-    "lamps",
-    "boats",
-    "carts",
-    "crates",
-    "herring",
-    "crab",
-    "bundles",
-    "rope",
-    "keeper",
-    "counts",
-    "stones",
-    "ninth",
-    "number",
-]
+_WORDS = "harbour town lamps boats carts crates herring crab bundles rope keeper counts stones ninth"
+WORDS = _WORDS.split()
 
 
 def prose(seed: int, words: int) -> str:

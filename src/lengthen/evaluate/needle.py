@@ -162,8 +162,8 @@ def _fit(
             fix="ask for a greater length, or a smaller max_new_tokens",
         )
     for _ in range(8):
-        # About four characters a token: a broken last sentence may cost one percent of the length, not more.
-        piece = hay.piece(start, budget).trimmed(most=length // 25)
+        # Cutting back to the end of a sentence may cost one percent of the length; else the cut is between words.
+        piece = hay.piece(start, budget).trimmed(most=int(length / 100 * len(hay.text) / hay.tokens))
         user, depth = parts.user(piece)
         tokens = job.prompts.count(user, parts.prefix)
         if tokens <= limit and tokens + new_tokens >= LEAST_SHARE * length:
