@@ -46,13 +46,13 @@ def heat_map(depths: DepthMap, title: str) -> Picture:
     with _figure(name, 1.0 + max(0.52 * wide, 1.9), 0.62 + 0.25 * high) as (figure, axes):
         from matplotlib import colormaps
 
-        colours = colormaps["cividis"]
+        colours = colormaps["viridis"]
         for row, scores in enumerate(depths.scores):
             for column, score in enumerate(scores):
                 face = _NO_SAMPLE if score is None else colours(score)
-                axes.add_patch(_cell(column, row, face))
+                axes.add_patch(_cell(column, row, face))  # viridis has no grey: grey can only mean no sample
                 if score is not None:
-                    ink = "#ffffff" if score < 0.55 else "#111111"
+                    ink = "#ffffff" if score < 0.6 else "#111111"
                     axes.text(column, row, f"{100 * score:.0f}", ha="center", va="center", color=ink, fontsize=8.5)
         axes.set(xlim=(-0.5, wide - 0.5), ylim=(high - 0.5, -0.5))
         axes.set_xticks(range(wide), [size_text(length) for length in depths.lengths])
@@ -217,7 +217,7 @@ def _figure(name: str, width: float, height: float) -> Iterator[tuple[Figure, Ax
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    look = {
+    look: dict[Any, Any] = {
         "svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9.5, "text.color": _INK, "axes.labelcolor": _INK,
         "xtick.color": _INK, "ytick.color": _INK, "axes.edgecolor": _NO_SAMPLE, "axes.spines.top": False,
         "axes.spines.right": False, "axes.grid": False, "axes.labelsize": 9,

@@ -19,6 +19,8 @@ from lengthen.report.plots import Picture
 
 _HERE = Path(__file__).parent
 _CUT = 700
+_NO_VALUE = {"length": None, "low": None, "high": None, "n": "", "unit": ""}
+_NO_SCORE = {"low": None, "high": None, "n": ""}
 
 
 @dataclass
@@ -93,7 +95,7 @@ def _suite(view: View, suite: str) -> dict[str, Any]:
     lengths = sorted({length for found in points.values() for length in found})
     tasks = list(dict.fromkeys(task for found in points.values() for p in found.values() for task in p.tasks))
     rows = [
-        {"arm": arm, "task": row["task"], "length": int(row["length"]), "row": row}
+        {"arm": arm, "task": row["task"], "length": int(row["length"]), "row": {**_NO_SCORE, **row}}
         for arm in arms
         for row in arm.scores
         if str(row.get("suite") or row["task"]) == suite
@@ -110,13 +112,17 @@ def _suite(view: View, suite: str) -> dict[str, Any]:
 
 
 def _values(view: View) -> None:
-    arms = view.evidence.arms
+    arms, plain = view.evidence.arms, []
     for task in dict.fromkeys(row["task"] for arm in arms for row in arm.values):
-        rows = [(arm, row) for arm in arms for row in arm.values if row["task"] == task]
+        rows = [(arm, {**_NO_VALUE, **row}) for arm in arms for row in arm.values if row["task"] == task]
         picture = plots.value_curves(arms, task)
         if picture is not None:
             view.add(picture)
-        view.values.append({"task": task, "rows": rows, "picture": picture})
+            view.values.append({"task": task, "rows": rows, "picture": picture})
+        else:
+            plain += rows
+    if plain:
+        view.values.append({"task": "", "rows": plain, "picture": None})
 
 
 def _growths(view: View) -> None:
@@ -154,8 +160,8 @@ def _environment(*, html: bool) -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters.update(
-        percent=story.percent, size=size_text, clock=clock, number=number, short=short, data_uri=_data_uri,
-        published_reach=_published_reach, cell=_table_cell,
+        percent=story.percent, size=size_text, clock=clock, number=number, short=short, points=points,
+        data_uri=_data_uri, published_reach=_published_reach, cell=_table_cell,
     )  # fmt: skip
     environment.globals.update(reach=story.reach)
     return environment
@@ -168,6 +174,12 @@ def number(value: Any) -> str:
     if isinstance(value, int) or (abs(value) >= 1000 and float(value).is_integer()):
         return f"{int(value):,}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def points(value: float) -> str:
+    """A difference of shares in percentage points, with its sign; `0` without one."""
+    shown = round(100 * value)
+    return f"{shown:+d}" if shown else "0"
 
 
 def short(text: str, most: int = _CUT) -> str:

@@ -32,7 +32,7 @@ def write_report(settings: ReportStage, ctx: StageContext) -> StageResult:
     _write(view, ctx.folder)
     if settings.model is not None:
         publish(settings.model, ctx.folder / "model", view)
-    counts = {"arms": len(evidence.arms), "answers": sum(len(arm.answers) for arm in evidence.arms)}
+    counts: dict[str, float] = {"arms": len(evidence.arms), "answers": sum(len(arm.answers) for arm in evidence.arms)}
     return StageResult(counts=counts, figures={"headline": view.headline})
 
 

@@ -14,6 +14,7 @@ from lengthen.report.compare import Point, averages, effective, suites_of
 
 _FIRST_SUITES = ("needle", "ruler")
 _GOOD = 0.85
+_PHRASES = {"as-is": "as it was", "yarn-untrained": "with untrained YaRN"}
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def _reading(arms: Sequence[Arm], final: Arm, suite: str) -> str:
         what = suite
     sentence = f"At {size_text(length)} tokens it scores {percent(point.score)} on {what} ({interval(point)})"
     others = [
-        f"{arm.title.lower() if arm.label == 'as-is' else arm.title} {percent(found.score)}"
+        f"{_PHRASES.get(arm.label, arm.label)} {percent(found.score)}"
         for arm in arms[:-1]
         if (found := averages(arm, suite).get(length)) is not None
     ]
@@ -113,7 +114,9 @@ def _writing(arms: Sequence[Arm], final: Arm, row: dict[str, Any]) -> str:
     def value(arm: Arm) -> float | None:
         return next((v["value"] for v in arm.values if v["task"] == row["task"] and v.get("unit") == "words"), None)
 
-    others = [f"{arm.title} {found:,.0f}" for arm in arms[:-1] if (found := value(arm)) is not None]
+    others = [
+        f"{_PHRASES.get(arm.label, arm.label)} {found:,.0f}" for arm in arms[:-1] if (found := value(arm)) is not None
+    ]
     return f"It writes {row['value']:,.0f} words ({row['task']})" + (f"; {', '.join(others)}." if others else ".")
 
 
