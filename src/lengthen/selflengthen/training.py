@@ -112,7 +112,7 @@ def train_on(rows: list[dict[str, Any]], model: str, settings: RoleTraining, ctx
         {
             "kind": "train", "model": model, "rows": [str(folder)], "epochs": settings.epochs,
             "batch_rows": settings.rows_per_step, "lr": settings.learning_rate, "warmup": settings.warmup_ratio,
-            "lr_floor": 0.0, "lora": lora, "keep_after": 1 if lora else 0,
+            "lr_floor": 0.0, "dtype": settings.dtype, "lora": lora, "keep_after": 1 if lora else 0,
         }
     )  # fmt: skip
     result = train(stage, inner)

@@ -162,6 +162,8 @@ class RoleTraining(Settings):
     lora_rank: int = Field(default=8, ge=0)
     """Rank of the adapter on all linear layers (the original trainer's default); 0 trains all weights."""
     lora_alpha: int = Field(default=16, gt=0)
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the training and of the merged model. A merge in bfloat16 rounds away the smallest changes of an adapter."""
     row_length: Size = Field(default=16384, gt=0)
     """Longer examples are left out and counted (the original cuts off their ending)."""
     rows_per_step: int = Field(default=8, ge=1)

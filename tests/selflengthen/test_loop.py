@@ -1,0 +1,175 @@
+"""The whole loop on a tiny real model in this process: two macro-iterations with real training in between."""
+
+import json
+import sqlite3
+
+import pytest
+
+from lengthen.common.errors import LengthenError
+from lengthen.common.manifest import StageContext
+from lengthen.recipe.stages.self_lengthen import SelfLengthenStage
+from lengthen.selflengthen.loop import self_lengthen
+from lengthen.selflengthen.serve import role_folder
+from lengthen.selflengthen.store import describe
+from tests.conftest import make_model
+
+# A random model writes word salad, so that the rules about language stay off and short texts must do.
+TINY = {
+    "name": "loop",
+    "iterations": 2,
+    "instruct": {"source": "templates", "count": 6},
+    "respond": {"samples": 1, "tries": 12},
+    "extend": {"tries": 12, "rounds": 1, "growth": 1.0},
+    "sampling": {"max_new_tokens": 56, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0},
+    "checks": {
+        "repeated_share": 1.0, "longest_copy": 9999, "sentence_end": False, "min_words": 3, "meta": False,
+        "refusals": False, "language": False,
+    },
+    "retry": {"after_cut": "same"},
+    "constraints": {"low": "auto", "high": "auto", "step": "auto", "weave": "append"},
+    "training": {"epochs": 1, "row_length": 2048, "rows_per_step": 4, "lora_rank": 4, "lora_alpha": 8,
+                 "dtype": "float32", "learning_rate": 1e-2},
+    "final": {"count": 6},
+    "held_out": {"count": 4},
+}  # fmt: skip
+
+
+SENTENCES = (
+    "The harbour wakes before the town.", "Boats come in with their lamps.", "A keeper counts crates.",
+    "The first carts roll over wet stones.", "What is the number of the crate?", "It is the ninth.",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """The tiny model after a few seconds of training: it ends its turns, and its sentences."""
+    import random
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = make_model(tmp_path_factory.mktemp("tiny"), window=4096)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    draws = random.Random(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    for _ in range(120):
+        turns = []
+        for _ in range(8):
+            text = " ".join(draws.choice(SENTENCES) for _ in range(draws.randint(2, 8)))
+            messages = [{"role": "user", "content": "Write."}, {"role": "assistant", "content": text}]
+            turns.append(tokenizer.apply_chat_template(messages, tokenize=False))
+        batch = tokenizer(turns, return_tensors="pt", padding=True)
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        loss = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    settings = SelfLengthenStage.model_validate({**TINY, "model": str(tiny)})
+    return settings, folder, self_lengthen(settings, StageContext(folder, seed=3, stage="loop"))
+
+
+def test_the_loop_trains_and_exports(run):
+    _, folder, result = run
+    for iteration in (1, 2):
+        for role in ("generator", "extender"):
+            place = role_folder(folder, iteration, role)
+            assert (place / "model" / "config.json").exists() and (place / "adapter" / "adapter_config.json").exists()
+            steps = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+            assert steps and all(step["loss"] == step["loss"] for step in steps)
+    assert (folder / "model" / "config.json").exists()
+    rows = [json.loads(line) for line in (folder / "chat.jsonl").read_text().splitlines()]
+    assert rows and result.counts["rows"] == len(rows)
+    assert all([m["role"] for m in row["messages"]] == ["user", "assistant"] for row in rows)
+    assert all(row["meta"]["demand"] in row["messages"][0]["content"] for row in rows)
+    growth = json.loads((folder / "growth.json").read_text())["rows"]
+    assert {row["iteration"] for row in growth if row["name"] == "clean words, median"} == {0, 1, 2, 3}
+    assert result.drops["cut_by_limit"]["items"] > 0 and result.counts["errors"] == 0
+
+
+def test_parquet_opens_as_chat_messages(run):
+    from datasets import load_dataset
+
+    _, folder, result = run
+    data = load_dataset("parquet", data_files=str(folder / "chat.parquet"), split="train", cache_dir=str(folder / "c"))
+    assert len(data) == result.counts["rows"] and data[0]["messages"][0]["role"] == "user"
+
+
+def test_a_finished_stage_asks_nothing_when_it_runs_again(run):
+    settings, folder, result = run
+    with sqlite3.connect(folder / "state.sqlite") as db:
+        before = db.execute("SELECT COUNT(*), SUM(sends) FROM requests").fetchone()
+    again = self_lengthen(settings, StageContext(folder, seed=3, stage="loop"))
+    with sqlite3.connect(folder / "state.sqlite") as db:
+        assert db.execute("SELECT COUNT(*), SUM(sends) FROM requests").fetchone() == before
+    assert again.counts == result.counts and again.figures == result.figures
+
+
+def test_the_page_and_the_reasons(run):
+    _, folder, _ = run
+    page = describe(folder / "state.sqlite")
+    for word in ("Phases", "write", "cut_by_limit", "Held-out prompts", "generator-1", "final"):
+        assert word in page
+    rules = json.loads((folder / "rejections.json").read_text())["rules"]
+    cut = next(row for row in rules if row["rule"] == "cut_by_limit")
+    assert cut["count"] > 0 and cut["examples"][0]["beginning"] and 0 < cut["share"] <= 1
+    with pytest.raises(LengthenError, match="no state file"):
+        describe(folder / "chat.jsonl")
+
+
+def test_stacked_adapters_equal_the_merged_model(run, tiny):
+    """What vLLM is given by name (starting model + adapter) is what was trained (merged twice)."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    _, folder, _ = run
+    place = role_folder(folder, 2, "generator")
+    assert json.loads((place / "adapter" / "adapter_config.json").read_text())["r"] == 8
+    ids = torch.arange(3, 40).unsqueeze(0)
+    base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    plain = base(ids).logits
+    served = PeftModel.from_pretrained(base, place / "adapter")(ids).logits
+    trained = AutoModelForCausalLM.from_pretrained(place / "model", dtype=torch.float32)(ids).logits
+    moved = (trained - plain).abs().max()
+    assert moved > 0.1 and (served - trained).abs().max() < 1e-3 * moved
+
+
+def test_other_settings_or_a_second_process_are_refused(run):
+    from filelock import FileLock
+
+    settings, folder, _ = run
+    other = settings.model_copy(update={"iterations": 3})
+    with pytest.raises(LengthenError, match="iterations was 2 and is now 3"):
+        self_lengthen(other, StageContext(folder, seed=3, stage="loop"))
+    with FileLock(folder / ".lock"), pytest.raises(LengthenError, match="Another process"):
+        self_lengthen(settings, StageContext(folder, seed=3, stage="loop"))
+
+
+def test_a_model_without_chat_template_is_refused(tiny, tmp_path):
+    import shutil
+
+    base = tmp_path / "base"
+    shutil.copytree(tiny, base)
+    for name in ("chat_template.jinja",):
+        (base / name).unlink(missing_ok=True)
+    config = json.loads((base / "tokenizer_config.json").read_text())
+    config.pop("chat_template", None)
+    (base / "tokenizer_config.json").write_text(json.dumps(config))
+    settings = SelfLengthenStage.model_validate({**TINY, "model": str(base)})
+    with pytest.raises(LengthenError, match="no chat template"):
+        self_lengthen(settings, StageContext(tmp_path / "run", seed=1))
+
+
+def test_too_few_survivors_stop_with_the_reasons(tiny, tmp_path):
+    changed = {**TINY, "extend": {"tries": 1, "rounds": 1, "growth": 50.0}, "held_out": {"count": 0}}
+    settings = SelfLengthenStage.model_validate({**changed, "model": str(tiny)})
+    with pytest.raises(LengthenError, match="leaves 0 texts to train on") as caught:
+        self_lengthen(settings, StageContext(tmp_path, seed=1))
+    assert "extension: " in str(caught.value) and "lower extend.growth" in str(caught.value)
