@@ -81,11 +81,10 @@ def settings_for(model: Path, rows: Path, **changes) -> dict:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"workers": 2, "batching": "sorted"},
-        {"dtype": "bfloat16", "micro_batch": 2},
-        {"lora": {"rank": 4, "dropout": 0.1}, "checkpointing": True},
+        pytest.param({"workers": 2, "batching": "sorted"}, marks=pytest.mark.slow, id="workers"),
+        pytest.param({"dtype": "bfloat16", "micro_batch": 2}, id="bf16"),
+        pytest.param({"lora": {"rank": 4, "dropout": 0.1}, "checkpointing": True}, marks=pytest.mark.slow, id="lora"),
     ],
-    ids=["workers", "bf16", "lora"],
 )
 def test_killed_twice_equals_uninterrupted(tmp_path, model_folder, changes):
     rows = ordinary_rows(tmp_path / "rows")

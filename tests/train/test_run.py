@@ -85,6 +85,8 @@ def test_derived_values_have_reasons(tmp_path, model_folder):
         ({"rope": {"type": "yarn"}, "length": 256}, "does not exceed"),
         ({"batch_rows": 3, "micro_batch": 2}, "no multiple"),
         ({"optimizer_from": "nowhere"}, "keep_after"),
+        ({"activation_offload": True}, "needs a GPU"),
+        ({"liger": True}, "needs a GPU"),
     ],
 )
 def test_refusals_before_compute(tmp_path, model_folder, change, words):

@@ -86,7 +86,9 @@ def seal_and_publish(part: Path, target: Path, identity: dict[str, Any]) -> None
 def prune(store: Path, keep: int) -> None:
     """Delete all but the newest `keep` whole checkpoints, and whatever is half-written."""
     good = checkpoints(store)
-    for folder in [p for p in store.glob("checkpoint-*") if p.is_dir() and p not in good] + good[: len(good) - keep]:
+    for folder in [p for p in store.glob("checkpoint-*") if p.is_dir() and p not in good] + good[
+        : max(0, len(good) - keep)
+    ]:
         # Unseal first: a kill while deleting must not leave a folder that looks whole.
         (folder / SEAL).unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 from dataclasses import asdict, replace
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from lengthen.common.dist import export_launcher_variables, is_main, rank, world_size
-from lengthen.common.errors import LengthenError
+from lengthen.common.errors import LengthenError, MissingExtra
 from lengthen.common.files import explain_disk, read_json, read_json_lines, sha256_file, write_atomic
 from lengthen.common.manifest import StageContext, StageResult
 from lengthen.models import load_model, load_tokenizer, pick_dtype, resolve_model
@@ -44,6 +45,7 @@ def train(settings: TrainStage, ctx: StageContext) -> StageResult:
     notes = _gates(settings)
     if notes is not None and settings.until and notes[0]:
         return _pass_on(settings, ctx, notes[1])
+    _refuse_what_needs_a_gpu(settings)
     raise_malloc_thresholds()
     _quiet_libraries()
     export_launcher_variables()
@@ -97,6 +99,14 @@ def _run(trainer: LongTrainer, settings: TrainStage, ctx: StageContext, steps: i
             1, f"loss {line['loss']:.4f}  {line['tokens_per_second']:,.0f} tokens/s"
         )
         trainer.train(resume_from_checkpoint=str(resume) if resume is not None else None)
+
+
+def _refuse_what_needs_a_gpu(settings: TrainStage) -> None:
+    for key in ("activation_offload", "liger"):
+        if getattr(settings, key) and not torch.cuda.is_available():
+            raise LengthenError(f"{key} needs a GPU, and this machine has none.", fix=f"drop {key}")
+    if settings.liger and importlib.util.find_spec("liger_kernel") is None:
+        raise MissingExtra.of("liger", "gpu")
 
 
 def _quiet_libraries() -> None:
