@@ -100,9 +100,7 @@ def attend(
 def _as_ints(lens: Sequence[int] | torch.Tensor | None) -> tuple[int, ...] | None:
     if lens is None:
         return None
-    if isinstance(lens, torch.Tensor):
-        return tuple(int(n) for n in lens.flatten().tolist())
-    return tuple(int(n) for n in lens)
+    return tuple(int(n) for n in torch.as_tensor(lens).flatten().tolist())
 
 
 def _check_shapes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None) -> None:

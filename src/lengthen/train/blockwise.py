@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 
@@ -77,7 +78,7 @@ def _float32_products(use_onednn: bool) -> Iterator[None]:
     if not use_onednn or not torch.backends.mkldnn.is_available():
         yield
         return
-    setting = torch.backends.mkldnn.matmul
+    setting = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
     before = setting.fp32_precision
     setting.fp32_precision = "bf16"
     try:
@@ -153,7 +154,7 @@ class Tiles:
             low = max(0, self.offset + first - self.rule.window + 1) // STEP * STEP
         high = _up(self.offset + last)
         edges = [low, *range((low // self.cols + 1) * self.cols, high, self.cols), high]
-        return [slice(a, b) for a, b in zip(edges, edges[1:])]
+        return [slice(a, b) for a, b in pairwise(edges)]
 
     def scores(self, scaled_MD: torch.Tensor, span: slice, first: int, work: Workspace) -> torch.Tensor:
         """Masked scores in units of log 2 (before any shift) of one tile: (M, N), in the thread's buffer."""

@@ -76,7 +76,7 @@ def row_attention(
     q_BHQD: torch.Tensor, k_BGKD: torch.Tensor, v_BGKD: torch.Tensor, sinks_H: torch.Tensor | None,
     segments: tuple[Segment, ...], rule: Rule,
 ) -> torch.Tensor:  # fmt: skip
-    """Attention of every segment, (B, H, Q, D) as a view of (B, Q, H, D); queries outside of all segments give zeros."""
+    """Attention of every segment, (B, H, Q, D) as a view of (B, Q, H, D); queries outside segments give zeros."""
     return _RowAttention.apply(q_BHQD, k_BGKD, v_BGKD, sinks_H, segments, rule)  # type: ignore[no-any-return]
 
 
@@ -131,7 +131,7 @@ def _views(s: Segment, queries: tuple[torch.Tensor, ...], keys: tuple[torch.Tens
 
 class _RowAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q_BHQD, k_BGKD, v_BGKD, sinks_H, segments, rule):  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(ctx: Any, q_BHQD, k_BGKD, v_BGKD, sinks_H, segments, rule):  # pyright: ignore
         batch, heads, queries, _ = q_BHQD.shape
         # (B, Q, H, D) in memory: what the next layer reads, so the transpose after attention costs nothing.
         out = q_BHQD.new_zeros(batch, queries, heads, v_BGKD.shape[-1]).transpose(1, 2)
@@ -145,10 +145,13 @@ class _RowAttention(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_BHQD):  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, grad_BHQD):  # pyright: ignore
         q_BHQD, k_BGKD, v_BGKD, sinks_H, out, norm_BHQ, shift_BHQ = ctx.saved_tensors
         dq, dk, dv = torch.zeros_like(q_BHQD), torch.zeros_like(k_BGKD), torch.zeros_like(v_BGKD)
-        _backward(q_BHQD, k_BGKD, v_BGKD, sinks_H, ctx, out, norm_BHQ, shift_BHQ, grad_BHQD, dq, dk, dv)
+        _backward(
+            q_BHQD, k_BGKD, v_BGKD, sinks_H is not None, ctx.segments, ctx.rule, out, norm_BHQ, shift_BHQ, grad_BHQD,
+            dq, dk, dv,
+        )  # fmt: skip
         dsinks_H = None
         if sinks_H is not None:
             delta_BHQ = (grad_BHQD.to(norm_BHQ.dtype) * out).sum(dim=-1)
@@ -157,7 +160,10 @@ class _RowAttention(torch.autograd.Function):
         return dq, dk, dv, dsinks_H, None, None
 
 
-def _forward(q_BHQD, k_BGKD, v_BGKD, sinks_H, segments, rule, out_BHQD, norm_BHQ, shift_BHQ) -> None:  # noqa: ANN001
+def _forward(
+    q_BHQD: torch.Tensor, k_BGKD: torch.Tensor, v_BGKD: torch.Tensor, sinks_H: torch.Tensor | None,
+    segments: tuple[Segment, ...], rule: Rule, out_BHQD: torch.Tensor, norm_BHQ: torch.Tensor, shift_BHQ: torch.Tensor,
+) -> None:  # fmt: skip
     groups = k_BGKD.shape[1]
     whole, parts = _split(segments, rule, sinks_H is not None, groups)
 
@@ -193,9 +199,13 @@ def _forward(q_BHQD, k_BGKD, v_BGKD, sinks_H, segments, rule, out_BHQD, norm_BHQ
             threads.run(block, jobs)
 
 
-def _backward(q_BHQD, k_BGKD, v_BGKD, sinks_H, ctx, out_BHQD, norm_BHQ, shift_BHQ, grad_BHQD, dq, dk, dv) -> None:  # noqa: ANN001
-    groups, rule = k_BGKD.shape[1], ctx.rule
-    whole, parts = _split(ctx.segments, rule, sinks_H is not None, groups)
+def _backward(
+    q_BHQD: torch.Tensor, k_BGKD: torch.Tensor, v_BGKD: torch.Tensor, sinks: bool,
+    segments: tuple[Segment, ...], rule: Rule, out_BHQD: torch.Tensor, norm_BHQ: torch.Tensor, shift_BHQ: torch.Tensor,
+    grad_BHQD: torch.Tensor, dq: torch.Tensor, dk: torch.Tensor, dv: torch.Tensor,
+) -> None:  # fmt: skip
+    groups = k_BGKD.shape[1]
+    whole, parts = _split(segments, rule, sinks, groups)
 
     def flash(segment: Segment) -> None:
         query_side = (grad_BHQD, q_BHQD, out_BHQD, norm_BHQ, dq)
