@@ -7,7 +7,7 @@ own pre-tokenizer, lengths are sums of the parts' counts; everywhere else whole 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,13 @@ class Counter:
 
     def __init__(self, tokenizer: Any) -> None:
         self.backend: Tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)
+        self._known: dict[Hashable, np.ndarray] = {}
+
+    def counts_of(self, key: Hashable, texts: Callable[[], Sequence[str]]) -> np.ndarray:
+        """`counts` of texts that many tasks need (word lists, pools), made once."""
+        if key not in self._known:
+            self._known[key] = self.counts(texts())
+        return self._known[key]
 
     def count(self, text: str) -> int:
         """Tokens of a text as it stands: no special token is added, those written in it count one."""

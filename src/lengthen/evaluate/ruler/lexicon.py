@@ -60,12 +60,13 @@ class Identifiers:
         size = max(2048, 1 << (2 * need - 1).bit_length())
         if kind == "words":
             self.first, self.second, _ = word_lists()
-            self.first_counts = counter.counts([f" {w}" for w in self.first])
-            self.second_counts = counter.counts([f"-{w}" for w in self.second])
+            self.first_counts = counter.counts_of("adjectives", lambda: [f" {w}" for w in self.first])
+            self.second_counts = counter.counts_of("nouns", lambda: [f"-{w}" for w in self.second])
             self.size = len(self.first) * len(self.second)
         else:
             self.pool = number_pool(size) if kind == "numbers" else uuid_pool(size, role)
-            self.pool_counts = counter.counts([f" {item}" for item in self.pool])
+            key = (kind, size, role if kind == "uuids" else "")
+            self.pool_counts = counter.counts_of(key, lambda: [f" {item}" for item in self.pool])
             self.size = size
 
     def draw(self, draws: Draws, n: int) -> np.ndarray:

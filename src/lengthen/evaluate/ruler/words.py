@@ -59,9 +59,10 @@ class CweMaker:
         self.words = word_supply(max(need, 2048))
         self.paired = need > len(all_words())
         c = self.counter
-        self.word_counts = c.counts([f" {w}" for w in self.words])
+        self.word_counts = c.counts_of(("words", len(self.words)), lambda: [f" {w}" for w in self.words])
         entries = self.length // 3 + 512
-        self.number_counts = np.concatenate([[0], np.cumsum(c.counts([f" {i}." for i in range(1, entries + 1)]))])
+        numbers = c.counts_of(("numbered", entries), lambda: [f" {i}." for i in range(1, entries + 1)])
+        self.number_counts = np.concatenate([[0], np.cumsum(numbers)])
         joints = [(" 17.", " lamp"), (" lamp", " 18."), (" lamp", t.CWE_TAIL)]
         ends = {w[-1] for w in self.words}
         self.proven = c.borders(joints + [(f" a{e}", " 18.") for e in ends] + [(f" a{e}", t.CWE_TAIL) for e in ends])
@@ -134,7 +135,7 @@ class FweMaker:
         self.vocabulary = max(8, self.length // 50)
         self.pool = code_pool(max(2048, 4 * self.vocabulary))
         c = self.counter
-        self.pool_counts = c.counts([f" {w}" for w in self.pool])
+        self.pool_counts = c.counts_of(("codes", len(self.pool)), lambda: [f" {w}" for w in self.pool])
         self.dots = c.count(" ...")
         self.shares = np.arange(1, self.vocabulary + 1, dtype=np.float64) ** -ALPHA / ZETA
         word, dots = " abcdef", " ..."
