@@ -125,7 +125,7 @@ def test_every_task_stands_in_the_cases():
 def test_a_mean_between_two_roundings_is_redrawn():
     table = Table(
         Noun("item", "Items"), (Column("id", "key"), Column("price", "decimal")),
-        ([str(i) for i in range(8)], ["0.01"] + ["0.00"] * 7), (None, [1] + [0] * 7),
+        ([str(i) for i in range(8)], ["0.01"] + ["0.00"] * 7), (None, [1, 0, 0, 0, 0, 0, 0, 0]),
     )  # fmt: skip
     assert solve(Frame(table), Query("mean", column="price")).values == ("0.00",)
     half = table.head(2)
@@ -136,7 +136,7 @@ def test_a_mean_between_two_roundings_is_redrawn():
 
 
 def test_sorted_columns_and_the_first_break():
-    values = [3, 5, 9, 8, 11]
+    values: list[int | None] = [3, 5, 9, 8, 11]
     table = Table(
         Noun("item", "Items"), (Column("id", "key"), Column("stock", "integer")),
         (list("abcde"), [str(v) for v in values]), (None, list(values)),

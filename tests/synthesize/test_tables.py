@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -130,7 +131,7 @@ def test_targets_are_log_uniform_and_depths_even(counter):
 def test_neighbours_never_have_the_same_columns(counter):
     settings = stage(min_columns=2, max_columns=3, families=["retrieval"], joins=0, min_tokens=400, max_tokens=800)
     titles = [frozenset(build(settings, counter, 0, index)["meta"]["titles"]) for index in range(60)]
-    assert all(one != other for one, other in zip(titles, titles[1:]))
+    assert all(one != other for one, other in itertools.pairwise(titles))
 
 
 def test_every_task_and_feature_comes_up(counter):
@@ -153,7 +154,7 @@ def test_headers_come_again_every_50_to_200_rows(counter):
         sample = build(settings, counter, 2, index)
         lines = sample["messages"][0]["content"].split("\n\n")[-2].split("\n")
         places = [number for number, line in enumerate(lines) if line == lines[0]]
-        gaps = [after - before for before, after in zip(places, places[1:])]
+        gaps = [after - before for before, after in itertools.pairwise(places)]
         assert all(50 <= gap <= 201 for gap in gaps)
         repeats += len(gaps)
     assert repeats > 5
@@ -168,7 +169,9 @@ def test_the_splits_share_no_title_key_or_wording(counter):
             found["titles"] |= set(sample["meta"]["titles"])
             for number, turn in enumerate(sample["meta"]["turns"]):
                 found["keys"] |= set(turn["query"].get("keys", ()))
-                question = sample["messages"][2 * number]["content"].split("\n\n")[0 if sample["meta"]["question_first"] and not number else -1]
+                question = sample["messages"][2 * number]["content"].split("\n\n")[
+                    0 if sample["meta"]["question_first"] and not number else -1
+                ]
                 found["questions"].add(question)
         seen[split] = found
     for what in ("titles", "keys", "questions"):

@@ -14,10 +14,23 @@ from lengthen.synthesize.vocabulary import cut, vocabulary
 
 LANGUAGES = ("en", "zh")
 # The evaluation's needle is "The special magic number for CITY (or word) is N" in essays.
-FORBIDDEN = ("magic", "needle", "special", "essay", "haystack", "uuid", "memorize", "quiz", "best thing to do", "sandwich")
+FORBIDDEN = (
+    "magic",
+    "needle",
+    "special",
+    "essay",
+    "haystack",
+    "uuid",
+    "memorize",
+    "quiz",
+    "best thing to do",
+    "sandwich",
+)
 CITIES = (
-    "Paris", "London", "Tokyo", "Cairo", "Lima", "Oslo", "Rome", "Delhi", "Boston", "Madrid", "Berlin", "Chicago", "Sydney",
-    "Seattle", "Toronto", "Vienna", "Beijing", "Moscow", "Mumbai", "San Francisco", "New York", "Amsterdam", "Barcelona",
+    "Paris", "London", "Tokyo", "Cairo", "Lima", "Oslo", "Rome", "Delhi", "Boston", "Madrid", "Berlin", "Chicago",
+    "Sydney",
+    "Seattle", "Toronto", "Vienna", "Beijing", "Moscow", "Mumbai", "San Francisco", "New York", "Amsterdam",
+    "Barcelona",
     "Dublin", "Prague", "Lisbon", "Athens", "Budapest", "Seoul", "Singapore", "Dubai", "Houston", "Denver", "Austin",
     "北京", "上海", "巴黎", "伦敦", "东京", "罗马", "马德里", "广州", "深圳", "纽约",
 )  # fmt: skip
@@ -36,8 +49,12 @@ def strings(value) -> list[str]:
 
 
 def all_words(language: str) -> list[str]:
-    modules = [importlib.import_module(f"lengthen.synthesize.{name}_{language}") for name in ("vocabulary", "wording", "facts")]
-    return [text for module in modules for name, value in vars(module).items() if name.isupper() for text in strings(value)]
+    modules = [
+        importlib.import_module(f"lengthen.synthesize.{name}_{language}") for name in ("vocabulary", "wording", "facts")
+    ]
+    return [
+        text for module in modules for name, value in vars(module).items() if name.isupper() for text in strings(value)
+    ]
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -73,7 +90,17 @@ def test_wordings_exist_for_every_task_and_differ(language):
         assert len(set(questions)) == len(questions) >= 3 and len(set(sentences)) == len(sentences) >= 2
         assert all(text.rstrip(".。").endswith("{answer}") for text in sentences)
     facts = importlib.import_module(f"lengthen.synthesize.facts_{language}")
-    for name in ("STATEMENTS", "HOLDS", "PLACE_FACTS", "EVENT_FACTS", "SINGLE", "SEVERAL", "TWO_HOP", "ORDER", "COUNTING"):
+    for name in (
+        "STATEMENTS",
+        "HOLDS",
+        "PLACE_FACTS",
+        "EVENT_FACTS",
+        "SINGLE",
+        "SEVERAL",
+        "TWO_HOP",
+        "ORDER",
+        "COUNTING",
+    ):
         wordings = getattr(facts, name)
         assert len(set(wordings)) == len(wordings) >= 3
 
@@ -81,7 +108,9 @@ def test_wordings_exist_for_every_task_and_differ(language):
 @pytest.mark.parametrize("language, split", itertools.product(LANGUAGES, ("train", "test")))
 def test_no_word_holds_a_separator_of_any_rendering(language, split):
     words = vocabulary(language, split)
-    titles = [text for name in ("key_titles", "references", "dates", "people", "places") for text in getattr(words, name)]
+    titles = [
+        text for name in ("key_titles", "references", "dates", "people", "places") for text in getattr(words, name)
+    ]
     titles += [item.title for name in ("integers", "decimals", "categories") for item in getattr(words, name)]
     titles += [noun.one for noun in words.linked]
     cells = [value for category in words.categories for value in category.values]

@@ -6,6 +6,7 @@ import fnmatch
 import functools
 import importlib.metadata
 import json
+import os
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,12 +62,11 @@ def _all_of(name: str) -> list[Text]:
 
 def _folder(folder: Path, name: str, but: Sequence[str] = ()) -> list[Text]:
     texts = []
-    for path in sorted(folder.rglob("*")):
-        inner = path.relative_to(folder)
-        if not path.is_file() or any(part.startswith(".") or part in but for part in inner.parts):
-            continue
-        if is_text(path) or path.suffix in (".jsonl", ".parquet"):
-            texts += _file(path, f"{name}/{inner.as_posix()}")
+    for here, folders, names in os.walk(folder):
+        folders[:] = sorted(part for part in folders if not part.startswith(".") and part not in but)
+        for path in (Path(here, inner) for inner in sorted(names) if not inner.startswith(".")):
+            if is_text(path) or path.suffix in (".jsonl", ".parquet"):
+                texts += _file(path, f"{name}/{path.relative_to(folder).as_posix()}")
     return texts
 
 

@@ -2,10 +2,27 @@
 cut like the words of `vocabulary`. The evaluation's kinds and phrases are left out on purpose."""
 
 KINDS = (
-    "access key", "locker number", "ticket number", "secret code", "catalogue number", "invoice number", "seat number",
-    "file number", "repair order", "door code", "shelf mark", "customs code", "radio call sign", "serial number",
-    "account number", "storage code", "claim number", "badge number", "meter reading", "permit number",
-)  # fmt: skip
+    "access key",
+    "locker number",
+    "ticket number",
+    "secret code",
+    "catalogue number",
+    "invoice number",
+    "seat number",
+    "file number",
+    "repair order",
+    "door code",
+    "shelf mark",
+    "customs code",
+    "radio call sign",
+    "serial number",
+    "account number",
+    "storage code",
+    "claim number",
+    "badge number",
+    "meter reading",
+    "permit number",
+)
 PROPERTIES = ("deposit", "weight", "insured value", "rent", "capacity", "daily fee", "production number", "floor area")
 HOLDERS = ("strongbox", "cabin", "warehouse bay", "safe", "workbench", "mailbox", "cupboard", "berth")
 EVENTS = (
@@ -17,7 +34,7 @@ EVENTS = (
     ("a grey heron landed on the roof", "a grey heron land on the roof"),
     ("the pump in the cellar was started", "somebody start the pump in the cellar"),
     ("a wooden crate was lifted from the cart", "somebody lift a wooden crate from the cart"),
-)  # fmt: skip
+)
 STATEMENTS = (
     "The {kind} of {subject} is {value}.",
     "The {kind} for {subject} is {value}.",
@@ -34,8 +51,11 @@ PLACE_FACTS = (
     "For the {holder} {place}, the {property} is {value}.",
     "It is known of the {holder} {place} that its {property} is {value}.",
 )
-EVENT_FACTS = ("On the day of {subject}, {event}.", "It was the day of {subject} when {event}.",
-               "The day of {subject} came, and {event}.")  # fmt: skip
+EVENT_FACTS = (
+    "On the day of {subject}, {event}.",
+    "It was the day of {subject} when {event}.",
+    "The day of {subject} came, and {event}.",
+)
 SINGLE = (
     "What is the {kind} of {subject}?",
     "What is the {kind} of {subject} mentioned in the text?",
@@ -76,6 +96,11 @@ SENTENCES = {
     "order": ("The order is {answer}.", "From beginning to end: {answer}."),
     "counting": ("The number of times is {answer}.", "Counted, the days are {answer}."),
 }
-INTRODUCTION = ("", "", "Read the following text.\n\n", "The text below holds some facts. Keep them in mind.\n\n",
-                "Go through this text with care.\n\n")  # fmt: skip
+INTRODUCTION = (
+    "",
+    "",
+    "Read the following text.\n\n",
+    "The text below holds some facts. Keep them in mind.\n\n",
+    "Go through this text with care.\n\n",
+)
 LIST, AND = ", ", " and "

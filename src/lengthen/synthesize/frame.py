@@ -24,7 +24,9 @@ class Frame:
             if numbers is not None:
                 columns[column.title] = pl.Series(numbers, dtype=pl.Int64)
             else:
-                columns[column.title] = pl.Series([t or None for t in texts] if column.empty else texts, dtype=pl.String)
+                columns[column.title] = pl.Series(
+                    [t or None for t in texts] if column.empty else texts, dtype=pl.String
+                )
         self.frame = pl.DataFrame({ROW: pl.int_range(table.rows, eager=True), **columns})
         self.key = table.columns[0].title
         self.kinds: dict[str, Kind] = {column.title: column.kind for column in table.columns}

@@ -18,7 +18,8 @@ _EMPTY = frozenset(("", "-", "n/a", "null", "not recorded", "未记录"))
 _PROSE = (
     (re.compile(r"^For (.+?), (the .+)\.$"), re.compile(r"(?:, | and )?the (.+?) is (.+?)(?=, the | and the |$)"),
      re.compile(r" by its (.+)\.$")),
-    (re.compile(r"^(.+?)的记录如下：(.+)。$"), re.compile(r"，?(.+?)为(.+?)(?=，|$)"), re.compile(r"每条以(.+)开头。$")),
+    (re.compile(r"^(.+?)的记录如下：(.+)。$"), re.compile(r"，?(.+?)为(.+?)(?=，|$)"),
+     re.compile(r"每条以(.+)开头。$")),
 )  # fmt: skip
 
 

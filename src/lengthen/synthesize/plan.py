@@ -75,14 +75,15 @@ def draw_plan(
 
 
 def _first_task(settings: TablesStage, rng: random.Random, family: Family) -> tuple[Family, Task]:
-    tasks = [task for task in settings.chosen(family) if settings.joins > 0 or task not in JOINED]
+    tasks: list[Task] = [task for task in settings.chosen(family) if settings.joins > 0 or task not in JOINED]
     tasks = [task for task in tasks if FEWEST.get(task, 2) <= settings.max_columns]
     if not tasks:
         raise Redraw("no_task_possible")
     if "absent" in tasks and len(tasks) > 1:
         # Five in a hundred retrieval questions ask for a key that is not there; the other tasks share the rest.
-        task = "absent" if rng.random() < 0.05 else rng.choice([task for task in tasks if task != "absent"])
-        return family, task
+        if rng.random() < 0.05:
+            return family, "absent"
+        tasks.remove("absent")
     return family, rng.choice(tasks)
 
 

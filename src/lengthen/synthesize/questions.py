@@ -177,7 +177,8 @@ def _answer(
     asked = puzzle.facts[: puzzle.asked]
     # Order and number follow the text; everything else follows the question.
     quoted = [fact for fact in in_order if fact in asked] if puzzle.task in ("order", "counting") else asked
-    return "\n".join([*(fact.text for fact in quoted), said, bare])
+    lines = [*(fact.text for fact in quoted if fact.text != said), said, bare]
+    return "\n".join(lines)
 
 
 def _messages(draft: Draft, units: int, question: str, answer: str) -> list[Message]:

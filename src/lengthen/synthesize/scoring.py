@@ -61,4 +61,6 @@ def score(output: str, answer: Sequence[str], *, ordered: bool = True) -> float:
 def score_sentence(output: str, answer: Sequence[str]) -> float:
     """For one-sentence answers: 1.0 where every value occurs, whole, in the output (the rule of needle tests)."""
     text = unicodedata.normalize("NFKC", output).lower()
-    return float(all(re.search(rf"(?<![\w-]){re.escape(value.lower())}(?![\w-])", text) for value in answer))
+    # Not \b: Chinese characters beside a number are letters too, and no part of it.
+    whole = r"(?<![a-z0-9-])(?<!\d[.,]){}(?![a-z0-9-]|[.,]\d)"
+    return float(all(re.search(whole.format(re.escape(value.lower())), text) for value in answer))

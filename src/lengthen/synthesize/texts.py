@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import random
 import re
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -13,8 +12,8 @@ from pathlib import Path
 
 from lengthen.common.errors import LengthenError
 
-_COMMENTS = {".py": "# ", ".sh": "# ", ".pyi": "# ", ".c": "// ", ".h": "// ", ".cpp": "// ", ".js": "// ", ".ts": "// ",
-             ".java": "// ", ".go": "// ", ".rs": "// ", ".sql": "-- ", ".lua": "-- "}  # fmt: skip
+_COMMENTS = {".py": "# ", ".sh": "# ", ".pyi": "# ", ".c": "// ", ".h": "// ", ".cpp": "// ", ".js": "// ",
+             ".ts": "// ", ".java": "// ", ".go": "// ", ".rs": "// ", ".sql": "-- ", ".lua": "-- "}  # fmt: skip
 _TEXT = (".txt", ".md", ".rst", ".markdown", ".text")
 _SENTENCE_END = re.compile(r"""(?<=[.!?])["'”’)\]]*\s+|(?<=[。！？])[”’」』）]*""")
 _LONGEST_UNIT = 400
@@ -62,8 +61,7 @@ class Library:
         long = [text for text in source if text.size >= 1.2 * characters]
         if long:
             text = rng.choices(long, weights=[text.size for text in long])[0]
-            units = split_units(text.read(), code=bool(text.comment))
-            return Stretch((text.id,), _begin_anywhere(rng, units, characters), text.comment)
+            return Stretch((text.id,), _somewhere(rng, text.read(), characters, bool(text.comment)), text.comment)
         if self.ends[number][-1] < characters:
             raise LengthenError(
                 f"The documents hold {self.ends[number][-1]:,} bytes of text; one conversation needs {characters:,}.",
@@ -85,12 +83,13 @@ class Library:
         return Stretch(tuple(ids), units, comment)
 
 
-def _begin_anywhere(rng: random.Random, units: list[str], characters: int) -> list[str]:
-    ends = list(accumulate(map(len, units)))
-    last = ends[-1] - characters
-    begin = bisect_left(ends, rng.randrange(last + 1)) if last > 0 else 0
-    start = ends[begin - 1] if begin else 0
-    return units[begin : bisect_left(ends, start + characters) + 1]
+def _somewhere(rng: random.Random, text: str, characters: int, code: bool) -> list[str]:
+    """Whole units from a random place of a long text; only what is taken is split."""
+    begin = rng.randrange(max(1, len(text) - characters))
+    end = begin + characters + 2 * _LONGEST_UNIT
+    units = split_units(text[begin:end], code=code)
+    # The first is cut in the middle, and so is the last.
+    return units[int(begin > 0) : len(units) - int(end < len(text))]
 
 
 def split_units(text: str, *, code: bool) -> list[str]:

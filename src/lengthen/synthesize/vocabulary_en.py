@@ -11,12 +11,14 @@ joint = " "
 NOUNS = (
     Noun("item", "Items"), Noun("parcel", "Parcels"), Noun("crate", "Crates"), Noun("instrument", "Instruments"),
     Noun("sample", "Samples"), Noun("order", "Orders"), Noun("machine", "Machines"), Noun("painting", "Paintings"),
-    Noun("boat", "Boats"), Noun("garden bed", "Garden beds"), Noun("ticket", "Tickets"), Noun("manuscript", "Manuscripts"),
+    Noun("boat", "Boats"), Noun("garden bed", "Garden beds"), Noun("ticket", "Tickets"), Noun("manuscript",
+    "Manuscripts"),
     Noun("sensor", "Sensors"), Noun("lens", "Lenses"), Noun("recipe card", "Recipe cards"), Noun("tool", "Tools"),
     Noun("shipment", "Shipments"), Noun("specimen", "Specimens"), Noun("locker", "Lockers"), Noun("engine", "Engines"),
 )  # fmt: skip
 LINKED = (
-    Noun("supplier", "Suppliers"), Noun("depot", "Depots"), Noun("workshop", "Workshops"), Noun("laboratory", "Laboratories"),
+    Noun("supplier", "Suppliers"), Noun("depot", "Depots"), Noun("workshop", "Workshops"), Noun("laboratory",
+    "Laboratories"),
     Noun("carrier", "Carriers"), Noun("department", "Departments"), Noun("estate", "Estates"), Noun("guild", "Guilds"),
 )  # fmt: skip
 KEY_TITLES = ("id", "name", "label", "entry", "tag", "identifier", "mark", "handle")
@@ -39,7 +41,8 @@ DATES = (
     "shipped", "last repair", "registered", "expiry",
 )  # fmt: skip
 CATEGORIES = (
-    Category("colour", ("crimson", "teal", "ivory", "ochre", "violet", "olive", "grey", "turquoise", "maroon", "beige")),
+    Category("colour",
+    ("crimson", "teal", "ivory", "ochre", "violet", "olive", "grey", "turquoise", "maroon", "beige")),
     Category("status", ("waiting", "packed", "damaged", "approved", "on hold", "cancelled", "tested")),
     Category("material", ("oak", "copper", "linen", "glass", "clay", "bronze", "wool", "leather", "slate", "cork")),
     Category("grade", ("first", "second", "third", "fourth", "fifth")),
@@ -58,26 +61,32 @@ FIRSTS = (
     "amber", "birch", "cobalt", "dapple", "ember", "fjord", "garnet", "hazel", "indigo", "juniper", "kelp", "lotus",
     "maple", "nectar", "onyx", "pearl", "quartz", "raven", "sable", "topaz", "umber", "velvet", "willow", "yarrow",
     "alder", "basalt", "cedar", "dusk", "elder", "fennel", "ginger", "heather", "iris", "jasper", "krill", "larch",
-    "marble", "nutmeg", "opal", "pepper", "quince", "rowan", "saffron", "thistle", "ultra", "vesper", "walnut", "zephyr",
+    "marble", "nutmeg", "opal", "pepper", "quince", "rowan", "saffron", "thistle", "ultra", "vesper", "walnut",
+    "zephyr",
     "ashen", "bramble", "clover", "dune", "ebony", "frost", "granite", "hollow", "inky", "jade", "knotted", "lilac",
 )  # fmt: skip
 LASTS = (
-    "lantern", "anvil", "barrel", "candle", "drawer", "easel", "ferry", "gasket", "hammer", "inkwell", "jacket", "kettle",
+    "lantern", "anvil", "barrel", "candle", "drawer", "easel", "ferry", "gasket", "hammer", "inkwell", "jacket",
+    "kettle",
     "ladder", "mirror", "nutcracker", "oar", "pulley", "quill", "ribbon", "saddle", "trowel", "urn", "valve", "wagon",
     "axle", "bellows", "compass", "dial", "earring", "flask", "goblet", "hinge", "icebox", "jug", "knapsack", "loom",
-    "mallet", "nozzle", "organ", "piston", "rudder", "spindle", "thimble", "umbrella", "violin", "whistle", "yoke", "zither",
-    "awning", "bucket", "chisel", "dowel", "envelope", "funnel", "gauge", "hatchet", "ironing board", "jigsaw", "key ring",
+    "mallet", "nozzle", "organ", "piston", "rudder", "spindle", "thimble", "umbrella", "violin", "whistle", "yoke",
+    "zither",
+    "awning", "bucket", "chisel", "dowel", "envelope", "funnel", "gauge", "hatchet", "ironing board", "jigsaw",
+    "key ring",
     "lute", "mortar", "notebook", "oven", "padlock", "rake", "sextant", "tripod", "vase", "winch", "bobbin", "crucible",
 )  # fmt: skip
 GIVEN = (
-    "Anneke", "Bertil", "Carmen", "Dorota", "Emeric", "Fenna", "Gideon", "Hilde", "Ismail", "Jovana", "Kasimir", "Leonie",
+    "Anneke", "Bertil", "Carmen", "Dorota", "Emeric", "Fenna", "Gideon", "Hilde", "Ismail", "Jovana", "Kasimir",
+    "Leonie",
     "Mateus", "Nadia", "Otmar", "Paloma", "Quirin", "Rosalie", "Stellan", "Tamsin", "Ulrika", "Vasco", "Wanda", "Xenia",
     "Yusuf", "Zora", "Alaric", "Brigid", "Cosmo", "Delphine", "Eskil", "Freya", "Gaspar", "Henrike", "Ivo", "Jorun",
 )  # fmt: skip
 FAMILY = (
     "Abelson", "Brandvik", "Castellan", "Dunmore", "Eriksdal", "Farrow", "Grimaldo", "Hathersage", "Ilves", "Jankovic",
     "Kettering", "Lindqvist", "Marchetti", "Novotny", "Ostrander", "Pellegrin", "Quayle", "Rasmussen", "Sorrel",
-    "Tremaine", "Ueland", "Vandermeer", "Whitlock", "Yarborough", "Zielinski", "Aldous", "Bexley", "Corvin", "Delacroix",
+    "Tremaine", "Ueland", "Vandermeer", "Whitlock", "Yarborough", "Zielinski", "Aldous", "Bexley", "Corvin",
+    "Delacroix",
     "Emsworth", "Fairweather", "Galbraith", "Hollis", "Ingram", "Joubert", "Kirkby",
 )  # fmt: skip
 HEADS = (
@@ -85,6 +94,7 @@ HEADS = (
     "Dram", "Esk", "Fol", "Hux", "Jarn", "Lorn", "Quen", "Ash", "Brin", "Cald", "Dov",
 )  # fmt: skip
 TAILS = (
-    "mora", "rin", "holt", "wick", "vale", "stead", "mere", "grove", "hythe", "combe", "garth", "beck", "moor", "strand",
+    "mora", "rin", "holt", "wick", "vale", "stead", "mere", "grove", "hythe", "combe", "garth", "beck", "moor",
+    "strand",
     "ness", "tor", "fell", "dale", "croft", "haven",
 )  # fmt: skip

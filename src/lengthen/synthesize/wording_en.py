@@ -15,11 +15,23 @@ WORKED = (
     "Show how you get there and end with a line that holds only the answer.",
     "Work it out step by step; the last line must be the answer alone.",
 )
-BARE = ("End with a line that holds only the answer.", "Put the bare answer on the last line.",
-        "Close with the answer by itself on one line.")  # fmt: skip
-LEAVE_OUT = ("Leave out rows without a value for {column}.", "Rows in which {column} is missing do not count.",
-             "Ignore the rows that give no {column}.")  # fmt: skip
-INTRODUCTION = ("", "", "Here is a table of {items}.\n\n", "Read these records carefully.\n\n", "Study the data that follows.\n\n")
+BARE = (
+    "End with a line that holds only the answer.",
+    "Put the bare answer on the last line.",
+    "Close with the answer by itself on one line.",
+)
+LEAVE_OUT = (
+    "Leave out rows without a value for {column}.",
+    "Rows in which {column} is missing do not count.",
+    "Ignore the rows that give no {column}.",
+)
+INTRODUCTION = (
+    "",
+    "",
+    "Here is a table of {items}.\n\n",
+    "Read these records carefully.\n\n",
+    "Study the data that follows.\n\n",
+)
 CAPTION = "Table {number}: {name}"
 QUESTIONS = {
     "cell": (
@@ -164,7 +176,10 @@ SENTENCES = {
     "sum": ("The sum of the {column} is {answer}.", "In {column}, together they make {answer}."),
     "ratio": ("The ratio of the {column} is {answer}.", "Divided, the {column} gives {answer}."),
     "compare": ("The one with the {most} {column} is {answer}.", "In {column}, the {most} is that of {answer}."),
-    "two_hop": ("The {column} of the row that {key} names is {answer}.", "From {key} we come to the {column} {answer}."),
+    "two_hop": (
+        "The {column} of the row that {key} names is {answer}.",
+        "From {key} we come to the {column} {answer}.",
+    ),
     "filter_lookup": ("The {column} of that row is {answer}.", "That row has the {column} {answer}."),
     "date_difference": ("The number of days between them is {answer}.", "Counted in days they are apart by {answer}."),
     "join": ("The {linked} of the {by} of {key} is {answer}.", "For {key}, its {by} has the {linked} {answer}."),
@@ -173,14 +188,20 @@ SENTENCES = {
     "mean": ("The mean {column} is {answer}.", "On average {column} is {answer}."),
     "extreme": ("The {most} {column} and its row are: {answer}.", "{column} is {most} here: {answer}."),
     "mode": ("The most frequent {column} is {answer}.", "Most rows share the {column} {answer}."),
-    "group_best": ("The {by} with the {most} total {column}, and the total: {answer}.", "Here the sum is {most}: {answer}."),
+    "group_best": (
+        "The {by} with the {most} total {column}, and the total: {answer}.",
+        "Here the sum is {most}: {answer}.",
+    ),
     "top_k": ("The {k} rows with the {most} {column} are: {answer}.", "Ranked by {column}: {answer}."),
     "distinct": ("The number of different values of {column} is {answer}.", "Distinct values of {column}: {answer}."),
-    "duplicates": ("The values of {column} that occur more than once are: {answer}.", "Repeated under {column}: {answer}."),
+    "duplicates": (
+        "The values of {column} that occur more than once are: {answer}.",
+        "Repeated under {column}: {answer}.",
+    ),
     "sorted": ("Is {column} in {order} order: {answer}.", "Does {column} run in {order} order: {answer}."),
     "join_count": ("The number of rows is {answer}.", "Counted, the rows come to {answer}."),
     "join_total": ("The total of {column} is {answer}.", "Summed up, {column} comes to {answer}."),
-}  # fmt: skip
+}
 STEPS = {
     "look": "{1} of {0}: {2}",
     "calc": "{0}",

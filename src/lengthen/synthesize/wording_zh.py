@@ -27,21 +27,37 @@ QUESTIONS = {
         "表中关于{key}记录了什么？请按列序给出{title}以外的每个值。",
         "从左到右抄出{key}这一行，{title}除外。",
     ),
-    "match": ("哪些行满足：{where}？请给出所有{title}。", "列出{where}的每一行的{title}。", "找出所有{where}的行，写出其{title}。"),
+    "match": (
+        "哪些行满足：{where}？请给出所有{title}。",
+        "列出{where}的每一行的{title}。",
+        "找出所有{where}的行，写出其{title}。",
+    ),
     "kth": (
         "第一行数据记为1，第{k}行的{title}是什么？",
         "第{k}行数据的{title}是哪一个？",
         "从1数起，排在第{k}的数据行的{title}是什么？",
     ),
-    "neighbour": ("紧接在{key}之{side}的{title}是什么？", "{key}的{side}一行的{title}是什么？", "与{key}相邻、在它{side}的是哪个{title}？"),
-    "difference": ("{keys}的{column}相差多少？", "{keys}的{column}之差（大减小）是多少？", "就{column}而言，{keys}差多少？"),
+    "neighbour": (
+        "紧接在{key}之{side}的{title}是什么？",
+        "{key}的{side}一行的{title}是什么？",
+        "与{key}相邻、在它{side}的是哪个{title}？",
+    ),
+    "difference": (
+        "{keys}的{column}相差多少？",
+        "{keys}的{column}之差（大减小）是多少？",
+        "就{column}而言，{keys}差多少？",
+    ),
     "sum": ("{keys}的{column}合计多少？", "{keys}的{column}之和是多少？", "把{keys}的{column}相加，得多少？"),
     "ratio": (
         "{first}的{column}除以{second}的{column}，保留两位小数，是多少？",
         "{first}与{second}的{column}之比是多少（两位小数）？",
         "{first}的{column}是{second}的多少倍？保留两位小数。",
     ),
-    "compare": ("{keys}中，哪一个的{column}{most}？", "比较{keys}的{column}，{most}的是哪一个？", "{keys}之中{column}{most}者为何？"),
+    "compare": (
+        "{keys}中，哪一个的{column}{most}？",
+        "比较{keys}的{column}，{most}的是哪一个？",
+        "{keys}之中{column}{most}者为何？",
+    ),
     "two_hop": (
         "{key}的“{by}”指向另一行，那一行的{column}是什么？",
         "{key}在“{by}”下所列条目的{column}是什么？",
@@ -52,7 +68,11 @@ QUESTIONS = {
         "只看{where}的行，{by}{most}者的{column}是什么？",
         "限于{where}的各行，给出{by}{most}一行的{column}。",
     ),
-    "date_difference": ("{keys}的“{column}”相隔多少天？", "按“{column}”计，{keys}之间有多少天？", "{keys}在“{column}”上差几天？"),
+    "date_difference": (
+        "{keys}的“{column}”相隔多少天？",
+        "按“{column}”计，{keys}之间有多少天？",
+        "{keys}在“{column}”上差几天？",
+    ),
     "join": (
         "{key}的{by}的{linked}是什么？",
         "先在表1查{key}的{by}，再在表2查其{linked}，结果是什么？",
@@ -60,7 +80,11 @@ QUESTIONS = {
     ),
     "count": ("{where}的行共有多少？", "有多少行满足{where}？", "数一数{where}的行数。"),
     "total": ("{scope}的{column}总和是多少？", "请把{scope}的{column}加起来。", "求{scope}的{column}合计。"),
-    "mean": ("{scope}的{column}平均值是多少（两位小数）？", "求{scope}的平均{column}，保留两位小数。", "{scope}的{column}均值为多少？两位小数。"),
+    "mean": (
+        "{scope}的{column}平均值是多少（两位小数）？",
+        "求{scope}的平均{column}，保留两位小数。",
+        "{scope}的{column}均值为多少？两位小数。",
+    ),
     "extreme": (
         "表中{column}{most}的值是多少，属于哪个{title}？请依次给出值和{title}。",
         "找出{column}{most}的一行，先写值，再写{title}。",
@@ -79,7 +103,11 @@ QUESTIONS = {
     ),
     "distinct": ("{column}共有多少种不同的值？", "{column}有几个不同的值？", "去掉重复后，{column}有多少个值？"),
     "duplicates": ("{column}中哪些值出现不止一次？", "列出{column}中重复出现的每个值。", "找出{column}里重复的值。"),
-    "sorted": ("各行是否按{column}{order}排列？请答是或否。", "自上而下，{column}是否始终{order}（是或否）？", "{column}从头到尾是否{order}？答是或否。"),
+    "sorted": (
+        "各行是否按{column}{order}排列？请答是或否。",
+        "自上而下，{column}是否始终{order}（是或否）？",
+        "{column}从头到尾是否{order}？答是或否。",
+    ),
     "join_count": (
         "表1中有多少行，其{by}在表2中满足{where}？",
         "数一数{by}在表2中{where}的行。",
@@ -90,7 +118,7 @@ QUESTIONS = {
         "把{by}在表2中{where}的所有行的{column}加起来。",
         "其{by}于表2{where}者，求{column}之和。",
     ),
-}  # fmt: skip
+}
 QUESTIONS["absent"] = QUESTIONS["cell"]
 ALL_ROWS = ("所有行", "全表", "每一行")
 SOME_ROWS = ("{where}的行", "满足{where}的各行", "限{where}诸行")

@@ -12,7 +12,7 @@ QuestionTask = Literal["single", "several", "two_hop", "order", "counting"]
 
 
 class QuestionsStage(StageSettings):
-    """Conversations about real long documents with planted facts; answers are known because the program planted them."""
+    """Conversations about real long documents with planted facts; the program that plants them knows the answers."""
 
     kind: Literal["questions"] = "questions"
     model: str = Field(default="default", description="Model whose tokenizer measures the lengths.")

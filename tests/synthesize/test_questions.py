@@ -1,0 +1,207 @@
+"""Facts planted in real text."""
+
+from __future__ import annotations
+
+import json
+import random
+import sysconfig
+from collections import Counter as Tally
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lengthen.common.errors import LengthenError
+from lengthen.recipe.stages.questions import QuestionsStage
+from lengthen.synthesize.documents import open_library
+from lengthen.synthesize.facts import read_facts, recompute
+from lengthen.synthesize.questions import build
+from lengthen.synthesize.scoring import score, score_sentence
+from lengthen.synthesize.texts import Library, Text, split_units
+from lengthen.synthesize.tokens import Counter
+from tests.conftest import make_tokenizer
+
+TASKS = ["single", "several", "two_hop", "order", "counting"]
+STDLIB = Path(sysconfig.get_path("stdlib"))
+
+
+@pytest.fixture(scope="module")
+def counter(tmp_path_factory) -> Counter:
+    return Counter(make_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+
+
+@pytest.fixture(scope="module")
+def prose(tmp_path_factory) -> Path:
+    """Real prose that is on every machine: the licence texts and docstrings of Python itself."""
+    import argparse
+    import decimal
+    import doctest
+    import statistics
+    import typing
+
+    folder = tmp_path_factory.mktemp("prose")
+    for number, module in enumerate((argparse, decimal, doctest, statistics, typing, json, random)):
+        texts = [module.__doc__ or ""]
+        texts += [item.__doc__ for item in vars(module).values() if isinstance(getattr(item, "__doc__", None), str)]
+        (folder / f"{number}.txt").write_text("\n\n".join(texts), encoding="utf-8")
+    (folder / "all.txt").write_text("\n".join(p.read_text() for p in sorted(folder.glob("?.txt"))), encoding="utf-8")
+    return folder
+
+
+def stage(documents, **changes) -> QuestionsStage:
+    return QuestionsStage.model_validate(
+        {"documents": [str(d) for d in documents], "min_tokens": 1200, "max_tokens": 4000, **changes}
+    )
+
+
+@given(
+    seed=st.integers(0, 10**6), index=st.integers(0, 99), task=st.sampled_from(TASKS),
+    language=st.sampled_from(["en", "zh"]), split=st.sampled_from(["train", "test"]), code=st.booleans(),
+    answers=st.sampled_from(["worked", "sentence"]),
+)  # fmt: skip
+def test_every_answer_follows_from_the_text_alone(counter, prose, seed, index, task, language, split, code, answers):
+    source = STDLIB / "argparse.py" if code else prose
+    settings = stage([source], tasks=[task], languages=[language], split=split, answers=answers)
+    library = open_library(settings.documents)
+    sample = json.loads(json.dumps(build(settings, counter, library, seed, index), ensure_ascii=False))
+    meta, (user, assistant) = sample["meta"], sample["messages"]
+    turn = meta["turns"][0]
+    assert meta["tokens"] == counter.conversation(sample["messages"]) <= meta["target"]
+    pieces = user["content"].split("\n\n")
+    context = user["content"].replace(pieces[0 if meta["question_first"] else -1], "", 1)
+    assert list(recompute(context, language, turn["query"]) or ()) == turn["answer"]
+    if answers == "worked":
+        assert score(assistant["content"], turn["answer"]) == 1.0
+    assert score_sentence(assistant["content"], turn["answer"]) == 1.0
+    assert len(read_facts(context, language)) == turn["facts"]
+    assert build(settings, counter, library, seed, index)["messages"] == sample["messages"]
+
+
+def test_planted_text_without_its_facts_is_the_document(counter, prose):
+    settings = stage([prose / "all.txt"], tasks=["single"], question_first=0)
+    library = open_library(settings.documents)
+    original = "".join((prose / "all.txt").read_text().split())
+    for index in range(20):
+        sample = build(settings, counter, library, 0, index)
+        text = sample["messages"][0]["content"].rsplit("\n\n", 1)[0]
+        for wording in ("The {0} of {1} is {2}.", "The {0} for {1} is {2}.", "For {1}, the {0} is {2}."):
+            for fact in read_facts(text, "en"):
+                text = text.replace(wording.format(*fact[1:]), "")
+        text = "".join(text.split())
+        for introduction in ("Readthefollowingtext.", "Thetextbelowholdssomefacts.Keeptheminmind."):
+            text = text.removeprefix(introduction)
+        assert len(text) > 500 and text in original
+
+
+def test_at_most_one_sentence_is_missing_and_depths_are_even(counter, prose):
+    settings = stage([prose / "all.txt"], min_tokens=1500, max_tokens=3000)
+    library = open_library(settings.documents)
+    samples = [build(settings, counter, library, 7, index) for index in range(100)]
+    longest = max(counter.each(split_units((prose / "all.txt").read_text(), code=False)))
+    assert all(0 <= s["meta"]["target"] - s["meta"]["tokens"] < longest for s in samples)
+    deciles = Tally(s["meta"]["turns"][0]["decile"] for s in samples)
+    assert all(deciles[decile] == 10 for decile in range(10))
+    rest = [depth for s in samples for depth in s["meta"]["turns"][0]["depths"][1:]]
+    assert 0.4 < sum(rest) / len(rest) < 0.6
+    tasks = Tally(s["meta"]["turns"][0]["task"] for s in samples)
+    assert set(tasks) == set(TASKS) and min(tasks.values()) > 8
+    assert all("check_disagreed" not in s["meta"]["redrawn"] for s in samples)
+
+
+def test_values_and_names_that_the_text_holds_anyway_are_redrawn(counter, tmp_path):
+    numbers = list(range(1000, 10_000))
+    random.Random(0).shuffle(numbers)
+    (tmp_path / "numbers.txt").write_text(" ".join(f"{n}." if n % 9 == 0 else str(n) for n in numbers))
+    settings = stage([tmp_path], tasks=["single"], min_facts=8, max_facts=8, question_first=0)
+    library = open_library(settings.documents)
+    redrawn: Tally[str] = Tally()
+    for index in range(40):
+        sample = build(settings, counter, library, 0, index)
+        redrawn.update(sample["meta"]["redrawn"])
+        text = sample["messages"][0]["content"].rsplit("\n\n", 1)[0]
+        assert text.count(sample["meta"]["turns"][0]["answer"][0]) == 1
+    assert redrawn["value_in_document"] > 0
+
+
+def test_facts_in_code_are_comments_and_the_code_stays_valid_lines(counter):
+    settings = stage([STDLIB / "argparse.py"], tasks=["single"], question_first=0)
+    library = open_library(settings.documents)
+    for index in range(10):
+        text = build(settings, counter, library, 0, index)["messages"][0]["content"]
+        lines = [line for line in text.split("\n") if read_facts(line, "en")]
+        assert all(line.startswith("# ") for line in lines[:-1] if not line.endswith("?"))
+
+
+def test_short_documents_follow_one_another(counter, tmp_path):
+    for number in range(60):
+        (tmp_path / f"{number:02d}.txt").write_text(f"Chapter {number}. " + "A plain sentence stands here. " * 30)
+    settings = stage([tmp_path], min_tokens=2500, max_tokens=2500)
+    sample = build(settings, counter, open_library(settings.documents), 0, 0)
+    assert len(sample["meta"]["documents"]) > 1 and sample["meta"]["tokens"] > 2300
+
+
+def test_sources_of_every_kind(tmp_path):
+    import polars as pl
+
+    text = "One sentence here. Another there. " * 40
+    (tmp_path / "a.txt").write_text(text)
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": text}) + "\n" + json.dumps({"text": text * 2}) + "\n")
+    pl.DataFrame({"text": [text, text * 3]}).write_parquet(tmp_path / "c.parquet")
+    (tmp_path / "d.bin").write_bytes(b"\x00\x01")
+    (tmp_path / "old.txt").write_bytes(("Caf\xe9 au lait. " * 60).encode("latin-1"))
+    library = open_library([str(tmp_path)])
+    assert [t.read()[:12] for t in library.sources[0]] == ["One sentence"] * 5 + ["Café au lait"]
+    assert len(open_library([f"{tmp_path}#*.jsonl:*"]).sources[0]) == 2
+    assert len(open_library(["python"]).sources[0]) > 100
+    assert open_library(["installed:pytest"]).sources[0][0].comment == "# "
+
+
+@given(st.text(alphabet="ab .!?\n。”)", max_size=900), st.booleans())
+def test_units_put_together_are_the_text(text, code):
+    units = split_units(text, code=code)
+    assert "".join(units) == text and all(units)
+    assert code or all(len(unit) <= 400 for unit in units)
+
+
+def test_a_stretch_begins_anywhere():
+    text = "".join(f"Sentence number {number} of this text. " for number in range(500))
+    library = Library([[Text("one", len(text), lambda: text)]])
+    rng = random.Random(0)
+    starts = [int(library.draw(rng, 1000).units[0].split()[2]) for _ in range(200)]
+    assert min(starts) < 25 and max(starts) > 440 and 180 < sum(starts) / 200 < 300
+
+
+@pytest.mark.parametrize(
+    "documents, words",
+    [
+        (["/no/such/folder"], "there is no '/no/such/folder'"),
+        (["installed:no-such-package"], "no package 'no-such-package'"),
+        (["python#*.cobol"], "holds no text"),
+    ],
+)
+def test_sources_that_are_not_there(documents, words):
+    with pytest.raises(LengthenError, match=words):
+        open_library(documents)
+
+
+def test_broken_lines_and_columns_are_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text("x" * 500 + "\n")
+    library = open_library([str(tmp_path / "a.jsonl")])
+    with pytest.raises(LengthenError, match=r"a.jsonl, at byte 0"):
+        library.draw(random.Random(0), 100)
+    import polars as pl
+
+    pl.DataFrame({"body": ["x"]}).write_parquet(tmp_path / "b.parquet")
+    with pytest.raises(LengthenError, match="no column `text`; its columns are body"):
+        open_library([str(tmp_path / "b.parquet")])
+
+
+def test_too_little_text_and_too_short_targets(counter, prose, tmp_path):
+    (tmp_path / "a.txt").write_text("A short text. " * 40)
+    settings = stage([tmp_path], min_tokens=3000, max_tokens=3000)
+    with pytest.raises(LengthenError, match="hold 560 bytes of text"):
+        build(settings, counter, open_library(settings.documents), 0, 0)
+    settings = stage([prose], min_tokens=64, max_tokens=64)
+    with pytest.raises(LengthenError, match="length_below_facts"):
+        build(settings, counter, open_library(settings.documents), 0, 0)
