@@ -19,6 +19,7 @@ from lengthen.recipe.base import size_text
 from lengthen.recipe.stages.prepare import PrepareStage
 
 REPORT = "data_report.json"
+_MIX_COLUMNS = ("cell", "documents", "asked_tokens", "tokens", "asked_share", "share", "passes")
 
 
 def write_account(settings: PrepareStage, ctx: StageContext, work: Path, job: dict[str, Any], planned: Planned) -> None:
@@ -140,13 +141,11 @@ def _notes(planned: Planned) -> list[str]:
     for row in planned.table:
         if row["dry"]:
             notes.append(
-                f"{row['cell']} ran dry: {row['asked_tokens']:,} tokens asked for, {row['tokens']:,} there; nothing else was "
-                "put in its place."
+                f"{row['cell']} ran dry: {row['asked_tokens']:,} tokens asked for, {row['tokens']:,} there; "
+                "nothing else was put in its place."
             )
-        elif abs(float(row["share"]) - float(row["asked_share"])) > 0.005:  # type: ignore[arg-type]
-            notes.append(
-                f"{row['cell']}: {float(row['share']):.1%} of the mix instead of {float(row['asked_share']):.1%}."
-            )  # type: ignore[arg-type]
+        elif abs(row["share"] - row["asked_share"]) > 0.005:
+            notes.append(f"{row['cell']}: {row['share']:.1%} of the mix instead of {row['asked_share']:.1%}.")
     return notes
 
 
@@ -178,14 +177,16 @@ def dataset_card(recipe: str, settings: PrepareStage, report: dict[str, Any]) ->
     """Markdown with the header that the Hub reads."""
     title = f"Training rows of {recipe}" if recipe else "Training rows"
     text = [
-        "---", "configs:", "- config_name: default", "  data_files: '*.parquet'", "tags:", "- lengthen", "- long-context", "---",
+        "---", "configs:", "- config_name: default", "  data_files: '*.parquet'", "tags:", "- lengthen",
+        "- long-context", "---",
         f"# {title}", "",
         f"{report['rows']:,} rows of at most {size_text(settings.row_length)} tokens; {report['tokens']:,} tokens in "
         f"{report['documents']:,} documents, {report['trained_tokens']:,} of them trained; {report['fill']:.3%} full. "
         f"Tokenizer: {settings.model} (vocabulary SHA-256 {report['tokenizer']['sha256'][:16]}...).", "",
-        "Columns: `input_ids`, `doc_lens` (documents of the row, in order), `attend` (`isolated`: documents do not see each "
-        "other; `joined`: interleaved pieces do), `sources` (one a document), `loss_mask` (1 = trained) where there is one.", "",
-        "## Mix", "", *_table(("cell", "documents", "asked_tokens", "tokens", "asked_share", "share", "passes"), report["mix"]), "",
+        "Columns: `input_ids`, `doc_lens` (documents of the row, in order), `attend` (`isolated`: documents do not see "
+        "each other; `joined`: interleaved pieces do), `sources` (one a document), `loss_mask` (1 = trained) where "
+        "there is one.", "",
+        "## Mix", "", *_table(_MIX_COLUMNS, report["mix"]), "",
         "## Left out", "",
         *_table(("rule", "items", "tokens"), [{"rule": r, **row} for r, row in sorted(report["drops"].items())]), "",
         *(["## Notes", "", *(f"- {note}" for note in report["notes"]), ""] if report["notes"] else []),

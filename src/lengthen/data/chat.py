@@ -1,12 +1,13 @@
 """Conversations to tokens and loss masks, with any chat template: only what the assistant writes is trained.
 
-The mask comes from the rendered text: the assistants' contents are replaced by marks, the template is rendered again, and what stands
-where the marks stood is the answer. The stop token that follows an answer is trained, since the model must learn to
-stop; line ends that a template puts behind it are not, since they are never generated.
+The mask comes from the rendered text: the assistants' contents are replaced by marks, the template is rendered again,
+and what stands where the marks stood is the answer. The stop token that follows an answer is trained, since the model
+must learn to stop; line ends that a template puts behind it are not, since they are never generated.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -68,7 +69,7 @@ class ChatEncoder:
         ids: list[int] = []
         mask: list[int] = []
         edges = [0, *(edge for span in rendered.spans for edge in span), len(rendered.text)]
-        for number, (begin, end) in enumerate(zip(edges, edges[1:])):
+        for number, (begin, end) in enumerate(itertools.pairwise(edges)):
             part = self.tokenizer.backend_tokenizer.encode(rendered.text[begin:end], add_special_tokens=False).ids
             ids += part
             mask += [number % 2] * len(part)

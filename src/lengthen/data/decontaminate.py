@@ -1,4 +1,4 @@
-"""Removing documents that share word n-grams with evaluation texts. Suites write their n-grams to files; we read them."""
+"""Removing documents that share word n-grams with evaluation texts. Suites write n-gram files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _word_hashes(text: str) -> np.ndarray:
     import xxhash
 
     digest = xxhash.xxh3_64_intdigest
-    return np.fromiter((digest(word.lower()) for word in _WORD.findall(text)), dtype=np.uint64)
+    return np.fromiter((digest(word.lower().encode()) for word in _WORD.findall(text)), dtype=np.uint64)
 
 
 def ngram_hashes(words: np.ndarray, n: int) -> np.ndarray:

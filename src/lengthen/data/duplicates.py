@@ -49,12 +49,12 @@ def shingles(text: str, n: int = 5) -> Iterator[np.ndarray]:
     for match in _SIMPLE.finditer(text):
         words.append(match[0].lower())
         if len(words) >= n:
-            block.append(digest(" ".join(words[-n:])))
+            block.append(digest(" ".join(words[-n:]).encode()))
             if len(block) == _BLOCK:
                 yield np.array(block, dtype=np.uint64)
                 words, block = words[-n:], []
     if len(words) < n and not block and words:
-        block = [digest(" ".join(words))]
+        block = [digest(" ".join(words).encode())]
     if block:
         yield np.array(block, dtype=np.uint64)
 
@@ -88,7 +88,7 @@ class Fingerprints:
         if document.messages is not None:
             text = "\n".join(f"{m['role']}: {m['content']}" for m in document.messages)
         if self.filters.exact_duplicates:
-            value = xxhash.xxh3_128_intdigest(text)
+            value = xxhash.xxh3_128_intdigest(text.encode())
             self._exact.append((value >> 64, value & (2**64 - 1)))
         if self.filters.near_duplicates:
             found = signature(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +18,10 @@ from lengthen.recipe.stages.prepare import PrepareStage
 class Cell:
     """A part of the mix with a budget of its own: one source, one of its domains, one of its length buckets.
 
-    documents: indices that may be used. usable: tokens of them that can enter rows (whole pieces only, where the packing asks
-        for that), one entry a document. budget: tokens wanted, None for all. passes: chosen documents, one array for
-        each time they are used.
+    documents: indices that may be used.
+    usable: tokens of each that can enter rows (whole pieces only, where the packing asks for that).
+    budget: tokens wanted, None for all.
+    passes: chosen documents, one array for each time they are used.
     """
 
     source: int
@@ -65,7 +67,7 @@ def make_cells(
             documents = mine
             if domain is not None:
                 if domain not in domains or not (domain_of[mine] == domains.index(domain)).any():
-                    found = sorted({domains[d] for d in np.unique(domain_of[mine])} - {""})
+                    found = sorted({str(domains[d]) for d in np.unique(domain_of[mine]).tolist()} - {""})
                     raise LengthenError(
                         f"sources.{source.name}.domains: there are no documents of domain '{domain}'.",
                         fix=f"its documents have {', '.join(found) or 'no domain field'}; see domain_field",
@@ -153,11 +155,11 @@ def _up_to(tokens: np.ndarray, budget: int) -> np.ndarray:
     return np.concatenate(chosen) if chosen else np.zeros(0, np.int64)
 
 
-def mix_table(settings: PrepareStage, cells: Sequence[Cell]) -> list[dict[str, object]]:
+def mix_table(settings: PrepareStage, cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """One row a cell: what was asked for and what came, in tokens and as shares of the mix."""
     asked_total = sum(cell.budget if cell.budget is not None else cell.taken for cell in cells)
     total = sum(cell.taken for cell in cells)
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for cell in cells:
         source = settings.sources[cell.source]
         asked = cell.budget if cell.budget is not None else cell.taken

@@ -1,4 +1,4 @@
-"""The plan of all rows: which stretch of which document goes where. Made from lengths alone, before tokens are moved."""
+"""The plan of all rows: which stretch of which document goes where, made from lengths before tokens are moved."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -71,8 +72,8 @@ class Planned:
     kept: usable documents by source. drops: what was lost between tokens and rows, by rule."""
 
     plan: RowPlan
-    table: list[dict[str, object]]
-    fill: list[dict[str, object]]
+    table: list[dict[str, Any]]
+    fill: list[dict[str, Any]]
     drops: Drops
 
 

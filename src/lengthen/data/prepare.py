@@ -30,8 +30,8 @@ from lengthen.recipe.stages.prepare import PrepareStage
 
 
 def prepare(settings: PrepareStage, ctx: StageContext) -> StageResult:
-    """Write `rows/` (parquet shards, dataset.json, README.md), `data_report.json`, histograms as CSV, and, if asked for,
-    `dropped/`.
+    """Write `rows/` (parquet shards, dataset.json, README.md), `data_report.json`, histograms as CSV, and, if asked
+    for, `dropped/`.
 
     Raises:
         LengthenError: a source that is missing, broken (unless on_error is skip) or empty; a tokenizer without an end

@@ -79,7 +79,7 @@ def write_shard(path: Path, rows: Iterator[Row], row_length: int, columns: Seque
         path.parent.mkdir(parents=True, exist_ok=True)
         # Token ids hardly repeat within a dictionary page; names do.
         names = ["attend", "sources.list.element"]
-        with pq.ParquetWriter(part, schema, compression="zstd", use_dictionary=names) as writer:
+        with pq.ParquetWriter(part, schema, compression="zstd", use_dictionary=names) as writer:  # pyright: ignore
             held: list[Row] = []
             tokens = 0
             for row in rows:

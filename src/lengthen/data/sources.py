@@ -304,7 +304,21 @@ def document_of_row(source: Any, row: Any, fallback_id: str, where: Any, ledger:
     if not value.strip():
         ledger.drops.add("empty_text")
         return None
+    if not _is_text(value):
+        ledger.problem("broken_text", where(), f"'{field}' holds half a surrogate pair, which is no character")
+        return None
     return Document(name, value, source.name, meta)
+
+
+def _is_text(value: str) -> bool:
+    """JSON can spell half a UTF-16 surrogate pair; no tokenizer takes it."""
+    if value.isascii():
+        return True
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _dig(row: Any, path: str) -> Any:

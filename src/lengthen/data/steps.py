@@ -1,4 +1,4 @@
-"""Our functions as datatrove steps, for its executors and for pipelines of the user's own. Needs datatrove to import."""
+"""Our functions as datatrove steps, for its executors and for the user's own pipelines. Imports datatrove."""
 
 from __future__ import annotations
 

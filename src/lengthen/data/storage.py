@@ -101,9 +101,9 @@ def open_bytes(path: str) -> IO[bytes]:
     if is_remote(path):
         import fsspec
 
-        raw = cast("IO[bytes]", fsspec.open(path, "rb").open())
+        raw = cast("IO[bytes]", fsspec.open(path, "rb").open())  # pyright: ignore[reportAttributeAccessIssue]
     else:
-        raw = open(path, "rb")
+        raw = open(path, "rb")  # noqa: SIM115
     if path.endswith(".gz"):
         return cast("IO[bytes]", gzip.GzipFile(fileobj=raw))
     if path.endswith((".zst", ".zstd")):

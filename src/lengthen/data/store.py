@@ -19,8 +19,8 @@ class PartWriter:
     def __init__(self, folder: Path, part: int, with_mask: bool) -> None:
         self.folder, self.part = folder, part
         folder.mkdir(parents=True, exist_ok=True)
-        self._tokens = open(self._file(".tokens", True), "wb")
-        self._mask = open(self._file(".mask", True), "wb") if with_mask else None
+        self._tokens = open(self._file(".tokens", True), "wb")  # noqa: SIM115
+        self._mask = open(self._file(".mask", True), "wb") if with_mask else None  # noqa: SIM115
         self._lengths: list[int] = []
         self._domains: list[str] = []
         self._extra: dict[str, list[Any]] = {}

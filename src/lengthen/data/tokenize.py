@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unicodedata import category
 
 import numpy as np
 
@@ -79,7 +80,7 @@ class TextTokenizer:
         while overlap <= min(size, window) // 2:
             new_begin = stop - overlap
             following = self._encode(text[new_begin : new_begin + window])
-            seam = _seam(current, begin, following, new_begin, stop)
+            seam = _seam(text, current, begin, following, new_begin, stop)
             if seam is not None:
                 return seam[0], new_begin, following, seam[1]
             overlap *= 4
@@ -89,12 +90,20 @@ class TextTokenizer:
         return self.backend.encode(text, add_special_tokens=False)
 
 
-def _seam(left: Encoding, left_at: int, right: Encoding, right_at: int, stop: int) -> tuple[int, int] | None:
-    """(token of left, token of right) that both begin at one character near the overlap's middle and agree around."""
+def _seam(
+    text: str, left: Encoding, left_at: int, right: Encoding, right_at: int, stop: int
+) -> tuple[int, int] | None:
+    """(token of left, token of right) that both begin at one character near the overlap's middle and agree around.
+
+    Only places where the kind of character changes are taken. Inside a run of one kind, equal tokens prove nothing:
+    many tokenizers group digits by three from the run's beginning, which a window may not have seen.
+    """
     left_ids, right_ids = left.ids, right.ids
     middle, reach = (right_at + stop) // 2, (stop - right_at) // 4
     for step in range(reach):
         place = middle + (step if step % 2 else -step) // 2
+        if category(text[place - 1])[0] == category(text[place])[0]:
+            continue
         a, b = left.char_to_token(place - left_at), right.char_to_token(place - right_at)
         if a is None or b is None or a < _AGREE or b < _AGREE:
             continue
