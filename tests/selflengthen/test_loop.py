@@ -28,7 +28,7 @@ TINY = {
     "retry": {"after_cut": "same"},
     "constraints": {"low": "auto", "high": "auto", "step": "auto", "weave": "append"},
     "training": {"epochs": 1, "row_length": 2048, "rows_per_step": 4, "lora_rank": 4, "lora_alpha": 8,
-                 "dtype": "float32", "learning_rate": 1e-2},
+                 "dtype": "float32", "learning_rate": 2e-3},
     "final": {"count": 6},
     "held_out": {"count": 4},
 }  # fmt: skip
@@ -138,7 +138,7 @@ def test_stacked_adapters_equal_the_merged_model(run, tiny):
     served = PeftModel.from_pretrained(base, place / "adapter")(ids).logits
     trained = AutoModelForCausalLM.from_pretrained(place / "model", dtype=torch.float32)(ids).logits
     moved = (trained - plain).abs().max()
-    assert moved > 0.1 and (served - trained).abs().max() < 1e-3 * moved
+    assert moved > 0.01 and (served - trained).abs().max() < 1e-3 * moved
 
 
 def test_other_settings_or_a_second_process_are_refused(run):

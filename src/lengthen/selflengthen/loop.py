@@ -221,9 +221,12 @@ def _evaluate(crew: Crew, iteration: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     evaluate(stage, replace(crew.ctx, folder=folder, stage=f"{crew.ctx.stage}/{folder.name}"))
     for row in read_json(folder / "scores.json")["rows"]:
-        if "score" in row:
-            name = f"{row['suite']}/{row['task']}" + (f" at {row['length']}" if row.get("length") else "")
-            crew.work.store.measure(iteration, name, row["score"], row["low"], row["high"], "score", row["n"])
+        name = f"{row.get('suite', 'all')}/{row['task']}" if "task" in row else str(row.get("name", "value"))
+        name += f" at {row['length']}" if row.get("length") else ""
+        value, unit = row.get("score", row.get("value")), row.get("unit", "score")
+        if isinstance(value, int | float):
+            low, high = row.get("low", value), row.get("high", value)
+            crew.work.store.measure(iteration, name, value, low, high, unit, row.get("n", 1))
     crew.work.store.end(iteration, "evaluate", {})
 
 
