@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import re
 from pathlib import Path
 
-from tests.train.rows import ordinary_rows
+from tests.train.rows import make_row, write_rows
 
 PAGE = Path(__file__).parents[2] / "docs" / "own-script.md"
 
@@ -13,7 +14,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "own-script.md"
 def test_both_blocks_of_the_page_run(tmp_path, model_folder):
     import torch
 
-    rows = ordinary_rows(tmp_path / "data", count=8)
+    rng = random.Random(0)
+    rows = write_rows(tmp_path / "data", [make_row(rng, [200, 150], 300) for _ in range(8)])
     first, second = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
     names = {"MODEL": str(model_folder), "ROWS": str(rows / "rows"), "OUT": str(tmp_path / "out")}
     exec(compile(first, str(PAGE), "exec"), names)
