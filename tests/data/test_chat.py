@@ -21,7 +21,10 @@ THINKING = (
     "{{ m['content'].split('</think>')[-1].strip() }}{% else %}{{ m['content'] }}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-SYSTEM_FIRST = "{{ '<|endoftext|>' }}{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}" + CHAT_TEMPLATE
+SYSTEM_FIRST = (
+    "{{ '<|endoftext|>' }}{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
+    + CHAT_TEMPLATE
+)
 NO_STOP = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
 STRICT = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('first the user') }}{% endif %}" + CHAT_TEMPLATE
 
