@@ -106,12 +106,8 @@ def test_lm_eval_run_on_our_samples_with_one_model_gives_our_scores(tmp_path, mo
                 "generation_kwargs": {"do_sample": False, "temperature": 0.0, "max_gen_toks": 24, "until": []},
             })  # fmt: skip
 
-    model = HFLM(
-        pretrained=AutoModelForCausalLM.from_pretrained(model_folder),
-        tokenizer=tokenizer,
-        batch_size=1,
-        max_length=2048,
-    )
+    loaded = AutoModelForCausalLM.from_pretrained(model_folder)
+    model = HFLM(pretrained=loaded, tokenizer=tokenizer, batch_size=1, max_length=2048)
     theirs = lm_eval.evaluate(lm=model, task_dict={"ours": Ours()}, log_samples=True)
     assert theirs is not None
     by_doc = {row["doc_id"]: row for row in theirs["samples"]["ours"]}

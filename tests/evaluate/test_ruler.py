@@ -176,9 +176,8 @@ def test_samples_depend_on_seed_task_length_and_index_alone(tokenizer, tmp_path,
 def test_draws_are_the_same_bytes_everywhere():
     from lengthen.evaluate.draws import Draws
 
-    text = json.dumps(
-        [Draws(7, "a", 1).integers(0, 1000, 5).tolist(), Draws(7, "b").uuids(2), Draws(7).order(6).tolist()]
-    )
+    drawn = [Draws(7, "a", 1).integers(0, 1000, 5).tolist(), Draws(7, "b").uuids(2), Draws(7).order(6).tolist()]
+    text = json.dumps(drawn)
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "cc9ed161fe1ca383"
 
 
@@ -200,7 +199,7 @@ def squad_original(tmp_path):
             "title": f"Article {a}",
             "paragraphs": [
                 {
-                    "context": f"Paragraph {p} of article {a} says that the mayor of town {a}{p} was Person{a}{p}. {story(2, 10 * a + p)}",
+                    "context": f"The mayor of town {a}{p} was Person{a}{p}, says {p}. {story(2, 10 * a + p)}",
                     "qas": [
                         {"question": f"Who was the mayor of town {a}{p}?", "is_impossible": False,
                          "answers": [{"text": f"Person{a}{p}"}, {"text": f"the Person{a}{p}"}]},
@@ -220,7 +219,7 @@ def squad_original(tmp_path):
 def hotpot_rows():
     return [
         {"question": f"Which bridge is older, {i} or {i + 1}?", "answer": f"Bridge {i}",
-         "context": [[f"Title {i}-{p}", [f"Sentence {s} of {i}-{p} names Bridge {i}. " for s in range(3)]] for p in range(10)]}
+         "context": [[f"Title {i}-{p}", [f"Part {s} of {i}-{p}: Bridge {i}. " for s in range(3)]] for p in range(10)]}
         for i in range(12)
     ]  # fmt: skip
 
@@ -296,9 +295,8 @@ def test_effective_length_of_published_models(scores, length, beyond):
 
 
 def test_weighted_averages_and_relative_length():
-    rows = [
-        {"suite": "ruler", "task": "vt", "length": n, "score": s} for n, s in ((4096, 0.6), (8192, 0.51), (16384, 0.2))
-    ]
+    scores = {4096: 0.6, 8192: 0.51, 16384: 0.2}
+    rows = [{"suite": "ruler", "task": "vt", "length": n, "score": s} for n, s in scores.items()]
     found = e.averages([*rows, {"suite": "ruler", "task": "cwe", "length": 4096, "score": 0.1}, {"suite": "needle"}])
     assert [a.tasks for a in found] == [("vt",)] * 3, "a task that was not measured everywhere is left out"
     assert e.weighted(found) == pytest.approx((0.6 + 2 * 0.51 + 3 * 0.2) / 6)

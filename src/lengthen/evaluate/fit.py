@@ -93,8 +93,18 @@ def whole(maker: Maker, draft: Draft) -> int:
     return maker.counter.count(maker.frame.text(draft.user, draft.prefix)) + maker.frame.added
 
 
-def _by_parts(maker: Maker, index: int, limit: int, length: int) -> list[Draft]:
+def _planned(maker: Maker, index: int) -> Plan:
     plan = maker.plan(index)
+    if plan.most < plan.least:
+        raise TooShort(
+            f"{maker.short_of} ended: there are {plan.most}, and {plan.least} are needed at least.",
+            fix="give more material, or leave this task out",
+        )
+    return plan
+
+
+def _by_parts(maker: Maker, index: int, limit: int, length: int) -> list[Draft]:
+    plan = _planned(maker, index)
     units = largest(plan, limit)
     tokens = plan.tokens(units)
     _check(maker, plan, units, tokens, limit, length)
@@ -106,7 +116,7 @@ def _by_parts(maker: Maker, index: int, limit: int, length: int) -> list[Draft]:
 
 
 def _by_whole(maker: Maker, index: int, limit: int, length: int) -> list[Draft]:
-    plan = maker.plan(index)
+    plan = _planned(maker, index)
     memo: dict[int, tuple[int, list[Draft]]] = {}
 
     def measure(units: int) -> int:

@@ -63,7 +63,7 @@ class HelmetOptions(Settings):
     )
     nli: str | None = Field(
         default=None,
-        description="Model that checks citations (HELMET: google/t5_xxl_true_nli_mixture). Default: the judge, if named.",
+        description="Model that checks citations (HELMET: google/t5_xxl_true_nli_mixture). Default: the judge.",
     )
 
 

@@ -77,8 +77,8 @@ RAG_PASSAGE = "Document (Title: {title}): {text}"
 RAG_DEMO = "{documents}\n\nQuestion: {question}\nAnswer: {answer}\n\n"
 RERANK_USER = (
     "You are provided with a list of documents, each indicated by their ID. Rank each document based on their "
-    "relevance to the question in descending order from most relelvant to least relevant texts. Include all documents in the "
-    "rankings. Write your answer using the unique IDs, with the following format:\nRanking: ID3 > ID1 > ID2\n\n"
+    "relevance to the question in descending order from most relelvant to least relevant texts. Include all documents "
+    "in the rankings. Write your answer using the unique IDs, with the following format:\nRanking: ID3 > ID1 > ID2\n\n"
     "{demos}{context}\n\nQuery: {question}"
 )
 RERANK_PASSAGE = "[ID: {id}] Document: {text}"
@@ -114,8 +114,8 @@ BOOK_QA_USER = (
 )
 BOOK_CHOICE_USER = (
     "You are given a story and a question with multiple choices. Choose the best answer from the options provided. "
-    "Only one of the following options is correct, output the answer using one single letter (A, B, C, or D). Don't say "
-    "anything else.\n\n{demos}{context}\n\nQuestion: {question}"
+    "Only one of the following options is correct, output the answer using one single letter (A, B, C, or D). "
+    "Don't say anything else.\n\n{demos}{context}\n\nQuestion: {question}"
 )
 BOOK_SUM_USER = (
     "You are given a book and you are tasked to summarize it. Write a summary of about 1000 to 1200 words. Only write "
