@@ -42,14 +42,18 @@ from lengthen.recipe.base import StageSettings
 from lengthen.recipe.schema import Recipe
 from lengthen.recipe.stages import KINDS, stage_function
 
-State = Literal["done", "interrupted", "changed", "new"]
+State = Literal["done", "interrupted", "grown", "changed", "new"]
 _LINKS = ("report.html", "model", "metrics.jsonl")
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What would happen with one stage. state: `done` (skipped), `interrupted` (goes on), `changed` (its settings or
-    inputs differ: the old folder is kept aside), `new`. cost: rough share of the work, in units of its own."""
+    """What would happen with one stage.
+
+    state: `done` (skipped), `interrupted` (goes on), `grown` (more of the same is asked for: it keeps what it has),
+        `changed` (its settings or inputs differ: the old folder is kept aside), `new`.
+    cost: rough share of the work, in units of its own.
+    """
 
     name: str
     kind: str
@@ -72,7 +76,7 @@ def plan_run(recipe: Recipe, run: Path) -> list[StagePlan]:
             state: State = "changed" if manifest else "new"
             why = f"waits for {', '.join(waits)}"
         else:
-            state, why = _state(folder, manifest, fingerprint(stage, recipe, run))
+            state, why = _state(folder, manifest, *marks(stage, recipe, run))
         if state != "done":
             open_stages.add(stage.name)
         plans.append(StagePlan(stage.name, stage.kind, state, why, folder, stage.cost()))
@@ -129,8 +133,8 @@ def _stage(
     stage: StageSettings, recipe: Recipe, run: Path, launch: Launch, redo: bool, title: str, say: Callable[[str], None]
 ) -> None:
     folder = run / "stages" / stage.name
-    mark = fingerprint(stage, recipe, run)
-    state, _ = _state(folder, _manifest(folder), mark)
+    mark, stem = marks(stage, recipe, run)
+    state, _ = _state(folder, _manifest(folder), mark, stem)
     if redo or state == "changed":
         state = _put_aside(folder, keep=state != "new")
     if state == "done":
@@ -138,11 +142,12 @@ def _stage(
         launch.tell(stage.name, "skip")
         _link(run, folder)
         return
-    say(f"{title}: {'goes on where it stopped' if state == 'interrupted' else KINDS[stage.kind].about}")
+    kept = {"interrupted": "goes on where it stopped", "grown": "adds what is asked for beyond what it has"}
+    say(f"{title}: {kept.get(state, KINDS[stage.kind].about)}")
     context = _context(stage, recipe, folder)
     with explain_disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    head = _head(stage, recipe, run, mark, context)
+    head = {**_head(stage, recipe, run, context), "fingerprint": mark, "stem": stem}
     write_manifest(folder, {**head, "status": "running"})
     launch.tell(stage.name, "run")
     reset_peak_memory()
@@ -165,16 +170,23 @@ def _follow(recipe: Recipe, run: Path, launch: Launch) -> None:
         launch.hear(f"{stage.name}/end")
 
 
-def fingerprint(stage: StageSettings, recipe: Recipe, run: Path) -> str:
-    """SHA-256 over a stage's settings, seed and inputs (by content). Equal fingerprints mean equal results."""
-    inputs = _inputs(stage, recipe, run)
+def marks(stage: StageSettings, recipe: Recipe, run: Path) -> tuple[str, str]:
+    """Two SHA-256 over a stage's settings, seed and inputs (by content): its fingerprint, and its stem, which leaves
+    out how much is asked for. Equal fingerprints mean equal results; equal stems, that one goes on from the other."""
     plain = {
         "kind": stage.kind,
-        "settings": stage.model_dump(mode="json", exclude=stage.without_effect()),
         "seed": derive_seed(recipe.seed, stage.name),
-        "inputs": {name: digest["sha256"] for name, digest in inputs.items()},
+        "inputs": {name: digest["sha256"] for name, digest in _inputs(stage, recipe, run).items()},
     }
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    dropped = stage.without_effect()
+    return (
+        _digest({**plain, "settings": stage.model_dump(mode="json", exclude=dropped)}),
+        _digest({**plain, "settings": stage.model_dump(mode="json", exclude=dropped | stage.growing())}),
+    )
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _inputs(stage: StageSettings, recipe: Recipe, run: Path) -> dict[str, dict[str, str]]:
@@ -184,17 +196,18 @@ def _inputs(stage: StageSettings, recipe: Recipe, run: Path) -> dict[str, dict[s
         folder = run / "stages" / name
         manifest = _manifest(folder) or {}
         outputs = {path: row["sha256"] for path, row in manifest.get("outputs", {}).items()}
-        digest = hashlib.sha256(json.dumps(outputs, sort_keys=True).encode()).hexdigest()
-        found[f"@{name}"] = {"path": str(folder), "sha256": digest}
+        found[f"@{name}"] = {"path": str(folder), "sha256": _digest(outputs)}
     for path in stage.external_inputs():
         if Path(path).expanduser().exists():
             found[path] = {"path": path, "sha256": sha256_tree(Path(path).expanduser())}
     return found
 
 
-def _state(folder: Path, manifest: dict[str, Any] | None, mark: str) -> tuple[State, str]:
+def _state(folder: Path, manifest: dict[str, Any] | None, mark: str, stem: str) -> tuple[State, str]:
     if manifest is None:
         return "new", "not run yet"
+    if manifest.get("fingerprint") != mark and manifest.get("stem") == stem:
+        return "grown", "more is asked for than it has; it keeps what it has"
     if manifest.get("fingerprint") != mark:
         return "changed", "its settings or inputs have changed"
     if manifest.get("status") != "done":
@@ -233,13 +246,12 @@ def _context(stage: StageSettings, recipe: Recipe, folder: Path) -> StageContext
     return StageContext(folder, seed=derive_seed(recipe.seed, stage.name), recipe=recipe.name, stage=stage.name)
 
 
-def _head(stage: StageSettings, recipe: Recipe, run: Path, mark: str, context: StageContext) -> dict[str, Any]:
+def _head(stage: StageSettings, recipe: Recipe, run: Path, context: StageContext) -> dict[str, Any]:
     return {
         "schema": 1,
         "recipe": recipe.name,
         "stage": stage.name,
         "kind": stage.kind,
-        "fingerprint": mark,
         "settings": stage.model_dump(mode="json"),
         "seed": context.seed,
         "inputs": _inputs(stage, recipe, run),

@@ -135,6 +135,11 @@ class StageSettings(Settings):
         """Keys that change no result (batch sizes of an evaluation, worker counts): altering them re-runs nothing."""
         return set()
 
+    def growing(self) -> set[str]:
+        """Keys that only say how much is asked for (samples, lengths): when nothing else has changed, the stage keeps
+        its folder and does what is missing."""
+        return set()
+
     def cost(self) -> float:
         """Rough work in seconds on two cores, for the whole run's ETA."""
         return 5.0

@@ -132,6 +132,21 @@ class EvaluateStage(StageSettings):
                     raise ValueError(f"samples names no number for {size_text(length)} ({suite.suite})")
         return self
 
+    def without_effect(self) -> set[str]:
+        return {"batch_size", "endpoint"}
+
+    def growing(self) -> set[str]:
+        return {"suites", "lengths", "samples"}
+
+    def cost(self) -> float:
+        total = 10.0
+        for suite in self.suites:
+            for length in suite.lengths or self.lengths:
+                number = samples_at(self.samples if suite.samples is None else suite.samples, length)
+                # Seconds of one prompt of the embedded model on two cores: linear and quadratic part.
+                total += number * (length / 3000 + (length / 3500) ** 2) * len(suite.tasks or [1])
+        return total
+
     def derived(self, facts: ModelFacts | None) -> list[Derived]:
         if self.arm or facts is None:
             return []
