@@ -110,6 +110,17 @@ class TrainStage(StageSettings):
     activation_offload: bool = Field(default=False, description="Keep activations in main memory (GPUs).")
     liger: bool = Field(default=False, description="Use Liger's kernels (GPUs; pip install 'lengthen[gpu]').")
     lora: LoraSettings | None = Field(default=None, description="Adapters instead of full training.")
+    sequence_parallel: int = Field(
+        default=1,
+        ge=1,
+        description="Ranks that share each row's tokens (Ulysses, arXiv 2309.14509); must divide the number of "
+        "processes and fit the model's heads. Needed where one row's activations do not fit one device.",
+    )
+    sharding: Literal["auto", "ddp", "fsdp2"] = Field(
+        default="auto",
+        description="ddp: every rank holds the whole model. fsdp2: weights, gradients and optimizer are shared out "
+        "over all ranks. auto: fsdp2 on several GPUs, ddp on processors.",
+    )
     optimizer_from: str | None = Field(
         default=None, description="A train stage (@name) whose optimizer state is carried on, with a fresh schedule."
     )
@@ -148,6 +159,10 @@ class TrainStage(StageSettings):
         # Rows of 2K tokens of the embedded model take about 6 s on two cores, optimizer step included.
         rows = self.batch_rows or 1
         return 30.0 + 6.0 * rows * (self.steps or 200)
+
+    def without_effect(self) -> set[str]:
+        # The same numbers on any mesh: that is what the oracle proves.
+        return {"sequence_parallel", "sharding"}
 
     def derived(self, facts: ModelFacts | None) -> list[Derived]:
         found: list[Derived] = []
