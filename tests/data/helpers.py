@@ -12,7 +12,24 @@ from lengthen.data.prepare import prepare
 from lengthen.recipe.stages.prepare import PrepareStage
 from tests.conftest import make_tokenizer
 
-WORDS = ["harbour", "boats", "lamps", "carts", "stones", "keeper", "crates", "herring", "crab", "rope", "number", "price", "stock", "return", "town", "wet"]
+WORDS = [
+    "harbour",
+    "boats",
+    "lamps",
+    "carts",
+    "stones",
+    "keeper",
+    "crates",
+    "herring",
+    "crab",
+    "rope",
+    "number",
+    "price",
+    "stock",
+    "return",
+    "town",
+    "wet",
+]
 
 
 def model_folder(path: Path) -> Path:

@@ -73,7 +73,9 @@ def word_piece() -> Tokenizer:
 def hostile_text(seed: int) -> str:
     rng = random.Random(seed)
     parts = [
-        lambda: " ".join(rng.choice(["harbour", "boats", "12", "crate", "é", "海が", "4821", "it's", "x=", "\t"]) for _ in range(60)),
+        lambda: " ".join(
+            rng.choice(["harbour", "boats", "12", "crate", "é", "海が", "4821", "it's", "x=", "\t"]) for _ in range(60)
+        ),
         lambda: "\n" * rng.randint(1, 40),
         lambda: " " * rng.randint(1, 300),
         lambda: "a" * rng.randint(1, 700),

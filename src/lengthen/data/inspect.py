@@ -166,7 +166,7 @@ def _inspect_documents(path: Path, count: int) -> str:
         messages = row.get("messages")
         text = "".join(str(m.get("content", "")) for m in messages) if messages else str(row.get("text", ""))
         lengths.append(len(text))
-        if len(shown) < count:
+        if len(lengths) <= count:
             shown += ["", f"{row.get('id', len(lengths) - 1)}"]
             if messages:
                 shown += [f"  {m.get('role', '?')}: {_short(str(m.get('content', '')))}" for m in messages]

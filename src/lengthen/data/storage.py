@@ -110,7 +110,7 @@ def open_bytes(path: str) -> IO[bytes]:
         import pyarrow as pa
 
         # python-zstandard ends a truncated stream silently; pyarrow says that it is truncated.
-        return cast("IO[bytes]", io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd"), 2**20))
+        return cast("IO[bytes]", io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd"), 2**16))
     return raw
 
 
