@@ -26,6 +26,8 @@ from lengthen.recipe.stages.evaluate import EvaluateStage, SuiteSettings, sample
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from lengthen.generate.wire import EndpointOptions
+
 FIRST_PROMPTS = "first_prompts"
 MEASURES = "measures.jsonl"
 
@@ -239,13 +241,21 @@ class _Opened:
                 window=self.plan.extension.window,
                 tokenizer=s.tokenizer,
                 template_options=s.template_options,
-                endpoint=s.endpoint,
+                endpoint=_endpoint_options(s),
             )
         return self._engine
 
     def close(self) -> None:
         if self._engine is not None:
             self._engine.close()
+
+
+def _endpoint_options(settings: EvaluateStage) -> EndpointOptions | None:
+    if not is_endpoint(settings.model):
+        return None
+    from lengthen.generate.wire import EndpointOptions
+
+    return EndpointOptions(**settings.endpoint.model_dump())
 
 
 def _ask_all(plan: Plan, kept: Predictions, opened: _Opened, ctx: StageContext) -> None:

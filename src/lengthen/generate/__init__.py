@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lengthen.generate.engine import Answer, Engine, FinishReason, Message, Request
 
 if TYPE_CHECKING:
-    from lengthen.generate.endpoint import EndpointOptions
+    from lengthen.generate.wire import EndpointOptions
 
 __all__ = ["Answer", "Engine", "FinishReason", "Message", "Request", "is_endpoint", "open_engine"]
 
