@@ -153,6 +153,8 @@ def test_sources_of_every_kind(tmp_path):
     library = open_library([str(tmp_path)])
     assert [t.read()[:12] for t in library.sources[0]] == ["One sentence"] * 5 + ["Café au lait"]
     assert len(open_library([f"{tmp_path}#*.jsonl:*"]).sources[0]) == 2
+    with pytest.raises(LengthenError, match="holds no text"):
+        open_library([f"{tmp_path}#{'0' * 63}"])
     assert len(open_library(["python"]).sources[0]) > 100
     assert open_library(["installed:pytest"]).sources[0][0].comment == "# "
 

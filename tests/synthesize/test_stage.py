@@ -61,6 +61,10 @@ def test_tables_are_the_same_bytes_in_any_number_of_processes(model, tmp_path):
     assert sum(row["items"] for row in result.drops.values()) == sum(
         times for s in samples for times in s["meta"]["redrawn"].values()
     )
+    write_tables(tables(model, count=4), StageContext(two, seed=5))
+    assert (two / "chat.jsonl").read_bytes() == b"".join(content.splitlines(keepends=True)[:4])
+    write_tables(tables(model), StageContext(two, seed=5))
+    assert (two / "chat.jsonl").read_bytes() == content
     other = tmp_path / "other"
     other.mkdir()
     write_tables(tables(model), StageContext(other, seed=6))

@@ -7,6 +7,7 @@ import functools
 import importlib.metadata
 import json
 import os
+import re
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,12 +39,15 @@ def _checked(name: str, texts: list[Text]) -> list[Text]:
 
 
 def _open(name: str) -> list[Text]:
-    """Texts of one source; `SOURCE#PATTERN` keeps those whose path matches a shell pattern (`*` also matches `/`)."""
-    source, _, pattern = name.partition("#")
-    if source.startswith("package:") and len(pattern) == 64 and pattern.isalnum():
-        source, pattern = name, ""  # package:NAME==VERSION#SHA256
-    texts = _all_of(source)
-    return [text for text in texts if fnmatch.fnmatchcase(text.id, pattern)] if pattern else texts
+    """Texts of one source; `SOURCE#PATTERN` keeps those whose path matches a shell pattern (`*` also matches `/`).
+    A package may carry the SHA-256 of its archive before that: `package:NAME==VERSION#SHA256#PATTERN`."""
+    source, *marks = name.split("#")
+    hashes = [mark for mark in marks if source.startswith("package:") and re.fullmatch(r"[0-9a-f]{64}", mark)]
+    patterns = [mark for mark in marks if mark not in hashes]
+    texts = _all_of("#".join([source, *hashes]))
+    if source.startswith("package:") and not patterns:
+        return [text for text in texts if not text.comment]  # a package of texts also carries the code that reads them
+    return [text for text in texts if all(fnmatch.fnmatchcase(text.id, pattern) for pattern in patterns)]
 
 
 def _all_of(name: str) -> list[Text]:

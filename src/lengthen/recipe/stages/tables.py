@@ -95,6 +95,9 @@ class TablesStage(StageSettings):
         reason = f"{self.count:,} x {mean:,.0f}, the mean of a log-uniform length in {low:,}-{high:,}"
         return [Derived("tokens", round(self.count * mean), reason)]
 
+    def growing(self) -> set[str]:
+        return {"count"}
+
     def without_effect(self) -> set[str]:
         return {"workers"}
 
