@@ -30,6 +30,7 @@ class Script:
     hanging: float = 0.0
     hang_seconds: float = 3600.0
     prefill: bool = True
+    runtime_adapters: bool = True
     seen: dict[str, int] = field(default_factory=dict)
     adapters: list[str] = field(default_factory=list)
 
@@ -72,6 +73,8 @@ class Endpoint:
                 "data": [{"id": n, "object": "model", "max_model_len": 65536} for n in names],
             }
         if path.endswith("/load_lora_adapter"):
+            if not self.script.runtime_adapters:
+                return 404, {"error": {"message": "runtime adapters are switched off"}}
             self.script.adapters.append(body["lora_name"])
             return 200, {}
         if path.endswith("/health"):
@@ -114,7 +117,12 @@ class Endpoint:
         self.note(event="answered", key=key)
         choice: dict[str, Any] = {"index": 0, "finish_reason": finish, "logprobs": None}
         choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
-        usage = {"prompt_tokens": 50, "completion_tokens": len(text.split()), "total_tokens": 50 + len(text.split())}
+        read = sum(len(str(part).split()) + 4 for part in asked) + (0 if body.get("continue_final_message") else 6)
+        usage = {
+            "prompt_tokens": read,
+            "completion_tokens": len(text.split()),
+            "total_tokens": read + len(text.split()),
+        }
         kind = "chat.completion" if chat else "text_completion"
         return 200, {
             "id": key,
@@ -185,11 +193,13 @@ async def main() -> None:
     parser.add_argument("--log", required=True)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--no-prefill", action="store_true")
+    parser.add_argument("--no-runtime-adapters", action="store_true")
     for name in ("latency", "limited", "broken", "dropped", "hanging", "hang-seconds"):
         parser.add_argument(f"--{name}", type=float)
     given = vars(parser.parse_args())
     names = ("latency", "limited", "broken", "dropped", "hanging", "hang_seconds")
-    script = Script(**{k: given[k] for k in names if given[k] is not None}, prefill=not given["no_prefill"])
+    script = Script(**{k: given[k] for k in names if given[k] is not None}, prefill=not given["no_prefill"],
+                    runtime_adapters=not given["no_runtime_adapters"])  # fmt: skip
     endpoint = Endpoint(script, given["log"])
     server = await asyncio.start_server(endpoint.serve, "127.0.0.1", given["port"], limit=2**24, backlog=2048)
     print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", flush=True)

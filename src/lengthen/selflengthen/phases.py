@@ -46,7 +46,7 @@ class Crew:
         settings = self.work.settings
         with self.ctx.progress(label, total, "tasks") as bar:
             pipeline = Pipeline(
-                self.work.store, self.serving.engines(after, roles), flow=self.serving.flow,
+                self.work.store, self.serving.engines(after, roles),
                 in_flight=settings.serve.in_flight, error_tries=settings.retry.error_tries, bar=bar,
             )  # fmt: skip
             return pipeline.run(source)

@@ -17,6 +17,7 @@ from typing import Protocol
 from lengthen.common.errors import LengthenError
 from lengthen.common.progress import Bar
 from lengthen.generate.engine import Answer, Engine, Request, failed
+from lengthen.generate.stream import Stream
 from lengthen.selflengthen.store import Key, Store
 
 
@@ -80,9 +81,10 @@ class Pipeline:
     """Runs tasks against engines.
 
     Args:
-        in_flight: requests out at the same time. flow: the engine takes requests at any moment (an endpoint) and they
-            are sent as soon as a place is free; otherwise all that is ready goes out as one wave (batched decoding
-            inside this process, where a second caller would only slow the first).
+        engines: by the name that an `Ask` gives. A stream takes requests at any moment, and they are sent as soon as a
+            place is free; to an engine all that is ready goes out as one wave (batched decoding inside this process,
+            where a second caller would only slow the first).
+        in_flight: requests out at the same time.
         error_tries: how often a request that ends in an error is sent before its task hears of it.
         in_a_row: so many errors one after the other stop the run: the endpoint is gone, and no try shall be wasted.
     """
@@ -90,15 +92,15 @@ class Pipeline:
     def __init__(
         self,
         store: Store,
-        engines: Mapping[str, Engine],
+        engines: Mapping[str, Engine | Stream],
         *,
-        flow: bool,
         in_flight: int = 256,
         error_tries: int = 3,
         in_a_row: int | None = None,
         bar: Bar | None = None,
     ) -> None:
-        self.store, self.engines, self.flow, self.in_flight = store, engines, flow, in_flight
+        self.store, self.engines, self.in_flight = store, engines, in_flight
+        self.flow = all(isinstance(engine, Stream) for engine in engines.values())
         self.error_tries, self.bar = error_tries, bar
         self.in_a_row = in_a_row or max(50, 2 * in_flight)
         self.traffic = Traffic()
@@ -168,8 +170,13 @@ class Pipeline:
             self._out[name] = (task, ask, tries)
             batches.setdefault(ask.engine, []).append(replace(ask.request, id=name))
             self.traffic.asked += 1
-        for engine, requests in batches.items():
-            threading.Thread(target=self._work, args=(self.engines[engine], requests), daemon=True).start()
+        for name, requests in batches.items():
+            engine = self.engines[name]
+            if isinstance(engine, Stream):
+                for request in requests:
+                    engine.submit(request, self._answers.put)
+            else:
+                threading.Thread(target=self._work, args=(engine, requests), daemon=True).start()
 
     def _work(self, engine: Engine, requests: list[Request]) -> None:
         """One thread per batch that goes out; its answers are handed over one by one, as they come."""

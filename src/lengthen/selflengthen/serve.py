@@ -20,12 +20,17 @@ import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lengthen.common.errors import LengthenError, MissingExtra
 from lengthen.common.files import read_json, write_atomic
 from lengthen.generate.engine import Engine
+from lengthen.generate.stream import Stream
 from lengthen.models import resolve_model
 from lengthen.recipe.stages.self_lengthen import SelfLengthenStage
+
+if TYPE_CHECKING:
+    from lengthen.generate.local import LocalEngine
 
 ROLES = ("base", "generator", "extender")
 BASE, FINAL = "base", "final"
@@ -71,7 +76,8 @@ class Serving:
 
     settings: SelfLengthenStage
     folder: Path
-    _open: dict[str, Engine] = field(default_factory=dict)
+    _open: dict[str, LocalEngine] = field(default_factory=dict)
+    _streams: dict[str, Stream] = field(default_factory=dict)
     _server: Server | None = None
     _told: set[int] = field(default_factory=set)
 
@@ -79,7 +85,7 @@ class Serving:
     def flow(self) -> bool:
         return bool(self.settings.serve.endpoint) or self.settings.serve.start_vllm
 
-    def engines(self, after: int, roles: Sequence[str]) -> dict[str, Engine]:
+    def engines(self, after: int, roles: Sequence[str]) -> dict[str, Engine | Stream]:
         """Engines of these roles as they are after `after` trainings."""
         if self.flow:
             url = self._endpoint(after)
@@ -96,9 +102,10 @@ class Serving:
 
     def stop(self) -> None:
         """Close engines and end the server that was started here (and only that)."""
-        for engine in self._open.values():
+        for engine in [*self._open.values(), *self._streams.values()]:
             engine.close()
         self._open.clear()
+        self._streams.clear()
         if self._server is not None:
             self._server.stop()
             self._server = None
@@ -142,20 +149,26 @@ class Serving:
                 "   (or start vLLM once with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True: adapters are then loaded by name)",
             )
 
-    def _remote(self, url: str, name: str) -> Engine:
-        if name not in self._open:
-            from lengthen.generate.endpoint import EndpointEngine
+    def _remote(self, url: str, name: str) -> Stream:
+        if name not in self._streams:
+            from lengthen.generate.endpoint import EndpointEngine, EndpointOptions
 
             serve = self.settings.serve
-            seconds = serve.base_seconds + self.settings.sampling.max_new_tokens / serve.slowest_tokens_per_second
-            own = (serve.endpoint or "").partition("#")[2]
-            served = own if own and name == BASE else name
-            if served == BASE and not self.settings.serve.start_vllm and BASE not in (names := served_models(url)):
-                served = names[0] if names else BASE
-            self._open[name] = EndpointEngine(
-                url, served, tokenizer=self.settings.model, concurrency=serve.in_flight, timeout=seconds
-            )
-        return self._open[name]
+            options = EndpointOptions(
+                concurrency=serve.in_flight, seconds=serve.base_seconds,
+                seconds_per_token=1 / serve.slowest_tokens_per_second,
+            )  # fmt: skip
+            engine = EndpointEngine(url, self._served_name(url, name), tokenizer=self.settings.model, options=options)
+            self._streams[name] = Stream(engine)
+        return self._streams[name]
+
+    def _served_name(self, url: str, name: str) -> str:
+        """The starting model may have a name of its own at an endpoint: `#NAME` of serve.endpoint, or its only one."""
+        if name != BASE or self.settings.serve.start_vllm:
+            return name
+        own = (self.settings.serve.endpoint or "").partition("#")[2]
+        names = served_models(url)
+        return own or (BASE if BASE in names or not names else names[0])
 
 
 def served_models(url: str) -> list[str]:

@@ -1,0 +1,46 @@
+"""Instructions, answers and extensions of one macro-iteration against an endpoint, in a process that may be killed:
+`python -m tests.selflengthen.run_phases FOLDER URL MODEL COUNT IN_FLIGHT`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from lengthen.common.manifest import StageContext
+from lengthen.recipe.stages.self_lengthen import SelfLengthenStage
+from lengthen.selflengthen.loop import STATE, _work
+from lengthen.selflengthen.phases import Crew, instruct, write
+from lengthen.selflengthen.serve import Serving
+from lengthen.selflengthen.store import Store
+
+
+def settings_for(url: str, model: str, count: int, in_flight: int) -> SelfLengthenStage:
+    return SelfLengthenStage.model_validate(
+        {
+            "name": "loop", "model": model, "window": 65536,
+            "instruct": {"count": count, "block": max(10, count // 8), "tries": 4},
+            "respond": {"samples": 1, "tries": 6},
+            "extend": {"tries": 3, "rounds": 2},
+            "sampling": {"max_new_tokens": 8192},
+            "serve": {"endpoint": url, "in_flight": in_flight, "base_seconds": 3.0, "slowest_tokens_per_second": 8192},
+        }
+    )  # fmt: skip
+
+
+def main(folder: Path, url: str, model: str, count: int, in_flight: int) -> None:
+    settings = settings_for(url, model, count, in_flight)
+    folder.mkdir(parents=True, exist_ok=True)
+    store = Store(folder / STATE)
+    serving = Serving(settings, folder)
+    crew = Crew(_work(settings, store, 5), serving, StageContext(folder, seed=5, stage="loop"))
+    try:
+        write(crew, 1, instruct(crew, 1, count))
+    finally:
+        serving.stop()
+        store.close()
+    print(json.dumps({"done": True}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
