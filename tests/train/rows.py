@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+COLUMNS = ["input_ids", "doc_lens", "attend", "sources", "loss_mask", "unit_lens"]
 SCHEMA = pa.schema(
     {
         "input_ids": pa.list_(pa.int32()),
@@ -45,6 +47,9 @@ def write_rows(folder: Path, rows: list[dict[str, Any]]) -> Path:
     pq.write_table(table.slice(0, half), folder / "rows" / "00000.parquet")
     if len(rows) > half:
         pq.write_table(table.slice(half), folder / "rows" / "00001.parquet")
+    lengths = [len(row["input_ids"]) for row in rows]
+    facts = {"schema": 1, "row_length": max(lengths), "rows": len(rows), "tokens": sum(lengths), "columns": COLUMNS}
+    (folder / "rows" / "dataset.json").write_text(json.dumps(facts))
     return folder
 
 

@@ -17,7 +17,7 @@ def test_both_blocks_of_the_page_run(tmp_path, model_folder):
     rng = random.Random(0)
     rows = write_rows(tmp_path / "data", [make_row(rng, [200, 150], 300) for _ in range(8)])
     first, second = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
-    names = {"MODEL": str(model_folder), "ROWS": str(rows / "rows"), "OUT": str(tmp_path / "out")}
+    names = {"MODEL": str(model_folder), "ROWS": str(rows), "OUT": str(tmp_path / "out")}
     exec(compile(first, str(PAGE), "exec"), names)
     losses = [line["loss"] for line in names["trainer"].state.log_history if "loss" in line]
     assert len(losses) == 4 and losses[-1] < losses[0]

@@ -44,6 +44,11 @@ class Batch:
     def tokens(self) -> int:
         return int(self.input_ids.shape[1])
 
+    @property
+    def content(self) -> int:
+        """Tokens without padding."""
+        return self.tokens - self.padding
+
     def model_inputs(self) -> dict[str, torch.Tensor]:
         return {"input_ids": self.input_ids, "position_ids": self.position_ids, "doc_lens": self.doc_lens}
 

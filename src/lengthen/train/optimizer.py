@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
+
+from lengthen.common.errors import LengthenError
+from lengthen.train import fsdp
 
 _STATE = ("master", "exp_avg", "exp_avg_sq")
 _BUCKET = 64 * 2**20  # elements per call: bounds the fp32 copies of gradients to 256 MB
@@ -141,4 +145,35 @@ class MasterAdamW(torch.optim.Optimizer):
             for key in _STATE:
                 saved = state_dict["state"].get(name, {}).get(key)
                 if saved is not None:
-                    self.state[p][key] = saved.detach().to(device=p.device, dtype=torch.float32).clone()
+                    self.state[p][key] = fsdp.cut(saved, p).detach().to(device=p.device, dtype=torch.float32).clone()
+
+
+def carry_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any], file: Path) -> None:
+    """Take over another run's moments; learning rate and decay stay this run's."""
+    check_shapes(optimizer, saved, file)
+    # Master copies follow this run's start weights, which may have been merged or rounded since.
+    state = {name: {k: v for k, v in one.items() if k != "master"} for name, one in saved["state"].items()}
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    if isinstance(optimizer, MasterAdamW):
+        for p in optimizer.parameters():
+            if p in optimizer.state and p.dtype != torch.float32:
+                optimizer.state[p]["master"] = p.detach().float()
+
+
+def check_shapes(optimizer: torch.optim.Optimizer, saved: dict[str, Any], file: Path) -> None:
+    """Refuse an optimizer state that belongs to other parameters."""
+    here = [p for group in optimizer.param_groups for p in group["params"]]
+    names = [n for group in saved["param_groups"] for n in group["params"]]
+    fix = "use the checkpoint of a run with the same model, adapters and dtype, or drop optimizer_from"
+    if len(names) != len(here):
+        raise LengthenError(
+            f"The optimizer state in {file} has {len(names)} parameters, this run has {len(here)}.", fix=fix
+        )
+    for name, p in zip(names, here, strict=True):
+        state = saved["state"].get(name, {})
+        if "exp_avg" in state and tuple(state["exp_avg"].shape) != tuple(p.shape):
+            raise LengthenError(
+                f"The optimizer state in {file} has a parameter of shape {tuple(state['exp_avg'].shape)} where this "
+                f"run has {tuple(p.shape)}.",
+                fix=fix,
+            )

@@ -107,7 +107,9 @@ def positions_of_row(
         return plain(lengths)
     if settings.type == "continuous":
         return continuous(lengths)
-    units = units_within(lengths, unit_lens) if settings.type == "skip" and unit_lens is not None else None
+    # A row of one unit comes from a set where only others have units: there is nothing to keep together.
+    given = settings.type == "skip" and unit_lens is not None and len(unit_lens) > 1
+    units = units_within(lengths, unit_lens) if given and unit_lens is not None else None
     parts = []
     for index, n in enumerate(lengths):
         target = int(settings.targets[int(rng.integers(len(settings.targets)))])

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from lengthen.common.errors import LengthenError
+from lengthen.data.shards import open_rows, read_facts, read_row
+from lengthen.data.tokenize import vocabulary_sha256
 from lengthen.train.collate import attended_lengths, row_targets
 
 _LOOK = 256  # rows looked through before training, evenly spread
@@ -43,7 +44,7 @@ def open_training_rows(folders: list[str]) -> TrainingRows:
     Raises:
         LengthenError: a folder without rows, no rows at all.
     """
-    data = concatenate_datasets([open_folder(Path(folder)) for folder in folders])
+    data = concatenate_datasets([open_rows(folder) for folder in folders])
     if not len(data):
         raise LengthenError(f"There are no rows in {', '.join(folders)}.", fix="check the stage that writes them")
     lengths, costs, reach = [], [], 0
@@ -58,15 +59,27 @@ def open_training_rows(folders: list[str]) -> TrainingRows:
     return TrainingRows(data, np.asarray(lengths, dtype=np.int64), np.asarray(costs), reach)
 
 
-def open_folder(folder: Path) -> Dataset:
-    """Parquet rows of one folder, memory-mapped."""
-    inner = folder / "rows" if (folder / "rows").is_dir() else folder
-    files = sorted(str(p) for p in inner.glob("*.parquet"))
-    if not files:
-        raise LengthenError(f"{folder} holds no rows (*.parquet).", fix="give a prepare stage, or its rows/ folder")
-    data = Dataset.from_parquet(cast(Any, files))
-    assert isinstance(data, Dataset)
-    return data
+def row_of(data: Dataset, index: int) -> dict[str, Any]:
+    """One row as the collator takes it, its token columns as numpy arrays over the mapped file."""
+    row = read_row(data, index)
+    found: dict[str, Any] = {"input_ids": row.ids, "doc_lens": row.doc_lens.tolist(), "attend": row.attend}
+    for name in ("loss_mask", "loss_weights", "unit_lens"):
+        value = getattr(row, name)
+        # Sets put together may lack a column here and there: its rows are null, which reads as an empty array.
+        found[name] = value if value is not None and len(value) else None
+    return found
+
+
+def check_tokenizer(folders: list[str], tokenizer: Any) -> None:
+    """Refuse rows that were made with another vocabulary than the model's."""
+    mine = vocabulary_sha256(tokenizer)
+    for folder in folders:
+        theirs = read_facts(folder).get("tokenizer_sha256")
+        if theirs is not None and theirs != mine:
+            raise LengthenError(
+                f"The rows in {folder} were made with another tokenizer than this model's.",
+                fix="prepare them again with `model` set to the model that is trained",
+            )
 
 
 def check_rows(rows: TrainingRows, *, positions: int, vocabulary: int, whole_rows: bool = False) -> None:
@@ -89,10 +102,10 @@ def check_rows(rows: TrainingRows, *, positions: int, vocabulary: int, whole_row
         )
     targets = 0
     for index in np.unique(np.linspace(0, len(rows.data) - 1, _LOOK).astype(int)):
-        row: dict[str, Any] = rows.data[int(index)]
+        row = row_of(rows.data, int(index))
         if sum(row["doc_lens"]) != len(row["input_ids"]):
             raise LengthenError(f"Row {index}: its doc_lens do not add up to its tokens.", fix="prepare it again")
-        highest = max(row["input_ids"], default=0)
+        highest = int(row["input_ids"].max())
         if highest >= vocabulary:
             raise LengthenError(
                 f"Row {index} holds token {highest}, but the model knows {vocabulary:,} tokens.",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +20,16 @@ from lengthen.common.manifest import StageContext, StageResult
 from lengthen.models import load_model, load_tokenizer, pick_dtype, resolve_model
 from lengthen.recipe.base import Derived, size_text
 from lengthen.recipe.stages.train import PositionSettings, TrainStage, batch_and_steps
-from lengthen.train import gates
+from lengthen.train import fsdp, gates
+from lengthen.train.attention import set_exchange
 from lengthen.train.checkpoints import checkpoints, last_checkpoint, prune, step_of
 from lengthen.train.collate import Collator
 from lengthen.train.lora import add_adapters, merge_adapters
 from lengthen.train.machine import layer_parameters, measured_peak, raise_malloc_thresholds, training_flops
-from lengthen.train.rope import extension_for
-from lengthen.train.rows import TrainingRows, check_rows, open_training_rows
-from lengthen.train.sampler import Ranks, StepPlan
+from lengthen.train.mesh import check_sequence_parallel, open_mesh, ranks_of
+from lengthen.train.rope import Extension, extension_for
+from lengthen.train.rows import TrainingRows, check_rows, check_tokenizer, open_training_rows
+from lengthen.train.sampler import StepPlan
 from lengthen.train.trainer import Housekeeping, LongTrainer, Optimization
 
 RECOMPUTE_OVER = (
@@ -42,10 +46,11 @@ def train(settings: TrainStage, ctx: StageContext) -> StageResult:
         LengthenError: settings that cannot hold for this model and these rows, before any compute; a loss that is no
             number, a checkpoint that cannot be written, with the last good checkpoint named.
     """
-    notes = _gates(settings)
-    if notes is not None and settings.until and notes[0]:
-        return _pass_on(settings, ctx, notes[1])
+    passed = _passed(settings)
+    if passed:
+        return _pass_on(settings, ctx, passed)
     _refuse_what_needs_a_gpu(settings)
+    place = ranks_of(settings.sequence_parallel, rank(), world_size())
     raise_malloc_thresholds()
     _quiet_libraries()
     export_launcher_variables()
@@ -55,37 +60,59 @@ def train(settings: TrainStage, ctx: StageContext) -> StageResult:
     derived = list(extension.derived)
     settings = _with_targets(settings, derived)
     dtype = _chosen(settings, derived)
-    ranks = Ranks(dp_rank=rank(), dp_size=world_size())
-    decided = batch_and_steps(settings, rows.longest, len(rows.data), ranks.dp_size * settings.micro_batch)
+    decided = batch_and_steps(settings, rows.longest, len(rows.data), place.dp_size * settings.micro_batch)
     derived += decided.derived
     plan = StepPlan(
         rows.costs.tolist(), rows.lengths.tolist(), batch_rows=decided.batch_rows, micro_rows=settings.micro_batch,
-        dp_size=ranks.dp_size, batching=settings.batching, seed=ctx.seed_for("order"),
+        dp_size=place.dp_size, batching=settings.batching, seed=ctx.seed_for("order"),
     )  # fmt: skip
     keeping = _keeping(settings, ctx, rows, decided.batch_rows, decided.steps, dtype, folder, derived)
     resume = last_checkpoint(keeping.store, keeping.identity)
-    model = load_model(str(folder), dtype=dtype, rope=extension.parameters, window=extension.window)
-    text = model.config.get_text_config()
-    whole_rows = settings.positions.type == "continuous"
-    check_rows(rows, positions=text.max_position_embeddings, vocabulary=text.vocab_size, whole_rows=whole_rows)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    keeping = replace(
-        keeping,
-        flops=training_flops(text, layer_parameters(model)),
-        peak=measured_peak(model.dtype, device) if is_main() else 1.0,
+    tokenizer = load_tokenizer(folder)
+    check_tokenizer(settings.rows, tokenizer)
+    build = partial(_build, settings, ctx, folder, extension, dtype)
+    model, keeping = _model(settings, rows, keeping, build)
+    collator = Collator(
+        settings.positions, rule=settings.loss, seed=ctx.seed_for("positions"), pad_to=settings.sequence_parallel
     )
-    if settings.lora is not None:
-        torch.manual_seed(ctx.seed_for("adapters"))
-        model = add_adapters(model, settings.lora)
-    collator = Collator(settings.positions, rule=settings.loss, seed=ctx.seed_for("positions"))
-    trainer = LongTrainer(
-        model, load_tokenizer(folder), rows.data, plan, collator, _optimization(settings, decided.steps), keeping, ranks
-    )
-    _run(trainer, settings, ctx, decided.steps, resume)
-    _save_model(trainer, ctx.folder)
+    optimization = _optimization(settings, decided.steps)
+    mesh = open_mesh(settings.sequence_parallel)
+    trainer = LongTrainer(model, tokenizer, rows.data, plan, collator, optimization, keeping, mesh.ranks)
+    set_exchange(mesh.exchange)
+    try:
+        _run(trainer, settings, ctx, decided.steps, resume)
+    finally:
+        set_exchange(None)
+    _save_model(trainer, ctx.folder, build)
     if is_main():
         prune(keeping.store, settings.keep_after)
     return _result(ctx.folder, decided.steps, rows, derived)
+
+
+def _build(settings: TrainStage, ctx: StageContext, folder: Path, extension: Extension, dtype: str) -> Any:
+    """The start model with its longer positions and its adapters."""
+    model = load_model(str(folder), dtype=dtype, rope=extension.parameters, window=extension.window)
+    if settings.lora is not None:
+        torch.manual_seed(ctx.seed_for("adapters"))
+        model = add_adapters(model, settings.lora)
+    return model
+
+
+def _model(
+    settings: TrainStage, rows: TrainingRows, keeping: Housekeeping, build: Callable[[], Any]
+) -> tuple[Any, Housekeeping]:
+    """The model, checked against the rows and the ranks."""
+    model = build()
+    text = model.config.get_text_config()
+    dropout = settings.lora.dropout if settings.lora is not None else 0.0
+    check_sequence_parallel(model.config, settings.sequence_parallel, length=settings.length, dropout=dropout)
+    whole_rows = settings.positions.type == "continuous"
+    # transformers keeps the original window of a `dynamic` model in its config; it reaches to `length` all the same.
+    reach = max(text.max_position_embeddings, settings.length or 0)
+    check_rows(rows, positions=reach, vocabulary=text.vocab_size, whole_rows=whole_rows)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    peak = measured_peak(model.dtype, device) if is_main() else None
+    return model, replace(keeping, flops=training_flops(text, layer_parameters(model)), peak=peak)
 
 
 def _run(trainer: LongTrainer, settings: TrainStage, ctx: StageContext, steps: int, resume: Path | None) -> None:
@@ -118,8 +145,8 @@ def _quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def _gates(settings: TrainStage) -> tuple[bool, list[str]] | None:
-    """(whether all `until` gates hold, their sentences); raises when a `requires` gate does not hold."""
+def _passed(settings: TrainStage) -> list[str]:
+    """Sentences of the `until` gates when all of them hold, else nothing. A `requires` gate that fails stops."""
     for gate in settings.requires:
         holds, sentence = gates.check(gate)
         if not holds:
@@ -127,10 +154,8 @@ def _gates(settings: TrainStage) -> tuple[bool, list[str]] | None:
                 f"Stage '{settings.name}' does not start: its gate is not reached. {sentence}",
                 fix="train the stage before it for longer, or lower the gate (requires)",
             )
-    if not settings.until:
-        return None
     found = [gates.check(gate) for gate in settings.until]
-    return all(holds for holds, _ in found), [sentence for _, sentence in found]
+    return [sentence for _, sentence in found] if all(holds for holds, _ in found) else []
 
 
 def _pass_on(settings: TrainStage, ctx: StageContext, sentences: list[str]) -> StageResult:
@@ -179,6 +204,9 @@ def _keeping(
     if settings.checkpointing == "auto":
         sign = "more" if recompute else "no more"
         derived.append(Derived("checkpointing", recompute, f"{size_text(line)} tokens at once, {sign} than 4K"))
+    sharding, why = fsdp.choose(settings.sharding, world_size())
+    if settings.sharding == "auto":
+        derived.append(Derived("sharding", sharding, why))
     identity = {
         **{key: value for key, value in asdict(_optimization(settings, steps)).items()},
         "betas": list(settings.betas),
@@ -191,7 +219,7 @@ def _keeping(
     return Housekeeping(
         folder=ctx.folder, save_every=every, keep=settings.keep, identity=identity,
         report_to=tuple(settings.report_to), workers=settings.workers, seed=ctx.seed, checkpointing=recompute,
-        activation_offload=settings.activation_offload, liger=settings.liger,
+        activation_offload=settings.activation_offload, liger=settings.liger, sharding=sharding,
     )  # fmt: skip
 
 
@@ -223,14 +251,17 @@ def _step_in(line: str) -> float:
         return float("inf")
 
 
-def _save_model(trainer: LongTrainer, folder: Path) -> None:
+def _save_model(trainer: LongTrainer, folder: Path, build: Callable[[], Any]) -> None:
     """model/ as a plain Hugging Face folder: weights, config with its RoPE parameters, tokenizer, chat template,
     generation config."""
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    if fsdp.is_sharded(trained):
+        trained = fsdp.whole_model(trained, build)
     if trainer.is_world_process_zero():
         target, part = folder / "model", folder / ".model.part"
         with explain_disk(target):
             shutil.rmtree(part, ignore_errors=True)
-            model = merge_adapters(trainer.accelerator.unwrap_model(trainer.model))
+            model = merge_adapters(trained)
             # Trainers switch the cache off for training; a folder saved so would generate without one.
             model.config.get_text_config().use_cache = True
             model.save_pretrained(part)

@@ -12,7 +12,6 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,52 +26,14 @@ from trl.trainer.utils import add_fused_lm_head
 
 from lengthen.common.errors import LengthenError
 from lengthen.common.files import append_json_line
+from lengthen.train import fsdp
 from lengthen.train.checkpoints import PART, explain_failed_save, last_good, prune, seal_and_publish
 from lengthen.train.collate import Batch, Collator
-from lengthen.train.optimizer import MasterAdamW
+from lengthen.train.optimizer import MasterAdamW, carry_state, check_shapes
+from lengthen.train.options import Housekeeping, Optimization
+from lengthen.train.rows import row_of
 from lengthen.train.sampler import MicroBatches, Pick, Ranks, StepPlan
 from lengthen.train.schedule import lr_share, warmup_steps
-
-
-@dataclass(frozen=True)
-class Optimization:
-    """Numbers of the optimizer, as in `TrainStage`."""
-
-    steps: int
-    lr: float
-    schedule: Any = "cosine"
-    lr_floor: float = 0.1
-    warmup: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    grad_clip: float = 1.0
-
-
-@dataclass(frozen=True)
-class Housekeeping:
-    """Where checkpoints and metrics go, and how often.
-
-    identity: what decides the run; stored with each checkpoint and compared on resume.
-    flops: (batch) -> floating-point operations of its forward and backward pass, for the share of the peak.
-    """
-
-    folder: Path
-    save_every: int = 0
-    keep: int = 2
-    identity: dict[str, Any] = field(default_factory=dict)
-    report_to: tuple[str, ...] = ()
-    workers: int = 0
-    seed: int = 0
-    checkpointing: bool = False
-    activation_offload: bool = False
-    liger: bool = False
-    flops: Callable[[Batch], float] | None = None
-    peak: float | None = None
-
-    @property
-    def store(self) -> Path:
-        return self.folder / "checkpoints"
 
 
 class PickedRows(torch.utils.data.Dataset):
@@ -85,7 +46,7 @@ class PickedRows(torch.utils.data.Dataset):
         return len(self.rows)
 
     def __getitem__(self, pick: Pick) -> dict[str, Any]:
-        return {**self.rows[pick[0]], "draw": pick[1]}
+        return {**row_of(self.rows, pick[0]), "draw": pick[1]}
 
 
 class LongTrainer(SFTTrainer):
@@ -97,6 +58,7 @@ class LongTrainer(SFTTrainer):
         rows: columns as in the design's rows.
         ranks: this process's data- and sequence-parallel place.
         on_step: called with each step's metrics on the first rank.
+        on_ready: called on every rank with the model as it will be trained, before the first step.
     """
 
     # `compute_loss` divides by the whole step's units, so Trainer must not divide by the accumulation steps again.
@@ -114,10 +76,11 @@ class LongTrainer(SFTTrainer):
         keeping: Housekeeping,
         ranks: Ranks | None = None,
         on_step: Callable[[dict[str, Any]], None] | None = None,
+        on_ready: Callable[[Any], None] | None = None,
     ) -> None:
         self.rows = rows
         self.plan, self.collator, self.optimization, self.keeping = plan, collator, optimization, keeping
-        self.ranks, self.on_step = ranks or Ranks(), on_step
+        self.ranks, self.on_step, self.on_ready = ranks or Ranks(), on_step, on_ready
         self._keep: torch.Tensor | None = None
         self._step: dict[str, float] = {}
         self._clock = time.monotonic()
@@ -160,7 +123,7 @@ class LongTrainer(SFTTrainer):
         shared = 1 / self.ranks.sp_size  # every rank of a sequence-parallel group counts the same row
         flops = self.keeping.flops
         sums = torch.tensor(
-            [sum(getattr(b, key) for b in batches) * shared for key in ("units", "tokens", "trained", "padding")]
+            [sum(getattr(b, key) for b in batches) * shared for key in ("units", "content", "trained", "padding")]
             + [sum(flops(b) for b in batches) * shared if flops else 0.0],
             dtype=torch.float64,
         )
@@ -223,6 +186,33 @@ class LongTrainer(SFTTrainer):
     def floating_point_ops(self, inputs: Any) -> int:
         return 0
 
+    # ---- sharding ----
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        """Shards at the last moment, when a checkpoint's weights are already in place."""
+        self._shard()
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        if self.on_ready is not None:
+            self.on_ready(self.model)
+        return prepared
+
+    def _shard(self) -> None:
+        if self.keeping.sharding == "fsdp2":
+            fsdp.shard(self.model)
+            self._mixed_mesh_grads = True  # Trainer's own way to clip sharded gradients by their whole norm
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not fsdp.is_sharded(self.model):
+            return super().save_model(output_dir, _internal_call)
+        self._save(output_dir, state_dict=fsdp.gather_weights(self.model))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not fsdp.is_sharded(self.model):
+            return super()._save_optimizer_and_scheduler(output_dir)
+        state = fsdp.gather_state(self._plain_optimizer)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / "optimizer.pt")
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+
     # ---- optimizer ----
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -236,6 +226,7 @@ class LongTrainer(SFTTrainer):
             ]
             kind = MasterAdamW if _half(on) else torch.optim.AdamW
             self.optimizer = kind([g for g in groups if g["params"]], lr=o.lr, betas=o.betas, eps=o.eps)
+            self.optimizer.register_load_state_dict_pre_hook(fsdp.scatter_state)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -249,37 +240,32 @@ class LongTrainer(SFTTrainer):
         return self.lr_scheduler
 
     @property
+    def _plain_optimizer(self) -> Any:
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    @property
     def _masters(self) -> MasterAdamW | None:
-        inner = getattr(self.optimizer, "optimizer", self.optimizer)
+        inner = self._plain_optimizer
         return inner if isinstance(inner, MasterAdamW) else None
 
     def _clip_grad_norm(self, model: Any) -> Any:
         masters = self._masters
         if masters is None:
             return super()._clip_grad_norm(model)
-        norm = masters.gradient_norm()
+        norm = fsdp.whole(masters.gradient_norm())
         masters.grad_scale = float(min(1.0, self.optimization.grad_clip / (float(norm) + 1e-6)))
         return norm
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         if grad_norm is None and self._masters is not None:
-            return self._masters.gradient_norm()
+            return fsdp.whole(self._masters.gradient_norm())
         return super()._get_grad_norm(model, grad_norm)
 
     def carry_optimizer(self, file: Path) -> None:
         """Start with the moments of another run's optimizer, and this run's own schedule."""
+        self._shard()
         optimizer = self.create_optimizer()
-        carried = torch.load(file, map_location="cpu", weights_only=True)
-        fresh = optimizer.state_dict()
-        _check_shapes(optimizer, carried, file)
-        # Master copies follow this run's start weights (they may have been merged or rounded since).
-        for state in carried["state"].values():
-            state.pop("master", None)
-        optimizer.load_state_dict({"state": carried["state"], "param_groups": fresh["param_groups"]})
-        if isinstance(optimizer, MasterAdamW):
-            for p in optimizer.parameters():
-                if p in optimizer.state and p.dtype != torch.float32:
-                    optimizer.state[p]["master"] = p.detach().float()
+        carry_state(optimizer, torch.load(file, map_location="cpu", weights_only=True), file)
 
     # ---- metrics ----
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -341,8 +327,9 @@ class LongTrainer(SFTTrainer):
         if checkpoint is not None:
             file = Path(checkpoint) / "optimizer.pt"
             if file.exists():
-                inner = getattr(self.optimizer, "optimizer", self.optimizer)
-                _check_shapes(inner, torch.load(file, map_location="cpu", weights_only=True, mmap=True), file)
+                check_shapes(
+                    self._plain_optimizer, torch.load(file, map_location="cpu", weights_only=True, mmap=True), file
+                )
         super()._load_optimizer_and_scheduler(checkpoint)
         self._clock = time.monotonic()
 
@@ -358,28 +345,16 @@ def _half(model: Any) -> bool:
     return any(p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())
 
 
-def _check_shapes(optimizer: torch.optim.Optimizer, saved: dict[str, Any], file: Path) -> None:
-    """Refuse an optimizer state that belongs to other parameters."""
-    here = [p for group in optimizer.param_groups for p in group["params"]]
-    names = [n for group in saved["param_groups"] for n in group["params"]]
-    fix = "use the checkpoint of a run with the same model, adapters and dtype, or drop optimizer_from"
-    if len(names) != len(here):
-        raise LengthenError(
-            f"The optimizer state in {file} has {len(names)} parameters, this run has {len(here)}.", fix=fix
-        )
-    for name, p in zip(names, here, strict=True):
-        state = saved["state"].get(name, {})
-        if "exp_avg" in state and tuple(state["exp_avg"].shape) != tuple(p.shape):
-            raise LengthenError(
-                f"The optimizer state in {file} has a parameter of shape {tuple(state['exp_avg'].shape)} where this "
-                f"run has {tuple(p.shape)}.",
-                fix=fix,
-            )
+class _StayInMemory(SFTConfig):
+    """The model waits in main memory until it is sharded: whole, it may not fit one GPU."""
+
+    place_model_on_device = False  # type: ignore[assignment]
 
 
 def _arguments(o: Optimization, keeping: Housekeeping, plan: StepPlan, half: bool) -> SFTConfig:
     gpu = torch.cuda.is_available()
-    return SFTConfig(
+    kind = _StayInMemory if gpu and keeping.sharding == "fsdp2" else SFTConfig
+    return kind(
         output_dir=str(keeping.store),
         max_steps=o.steps,
         per_device_train_batch_size=plan.micro_rows,
