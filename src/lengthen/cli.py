@@ -203,7 +203,12 @@ def main() -> None:
     from lengthen.common.errors import LengthenError
 
     try:
-        app(standalone_mode=False)
+        # Typer gives back the code of an Exit, and 130 for Ctrl-C, instead of raising.
+        code = app(standalone_mode=False)
+        if code == 130:
+            raise KeyboardInterrupt
+        if code:
+            raise SystemExit(code)
     except LengthenError as error:
         _fail(f"Error: {error}", 1)
     except KeyboardInterrupt:
