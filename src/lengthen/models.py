@@ -8,7 +8,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
@@ -17,7 +17,7 @@ from lengthen.common.files import cache_folder, sha256_file
 from lengthen.recipe.base import ModelFacts
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
 DEFAULT = "default"
 DEFAULT_TITLE = "SmolLM2-135M-Instruct"
@@ -72,43 +72,6 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
             fix="save it once with AutoTokenizer.from_pretrained(..., use_fast=True).save_pretrained(folder)",
         )
     return tokenizer
-
-
-def load_model(
-    name: str | Path, *, dtype: str = "auto", rope: dict[str, Any] | None = None, window: int | None = None
-) -> PreTrainedModel:
-    """A causal language model with our attention (`lengthen.train.attention`), in evaluation mode.
-
-    Args:
-        dtype: float32, bfloat16, float16, or auto (`pick_dtype`).
-        rope: replaces `rope_parameters` of the config (see `lengthen.train.rope`).
-        window: replaces `max_position_embeddings`.
-    """
-    folder = resolve_model(str(name))
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from lengthen.train.attention import register
-
-    register()
-    config = AutoConfig.from_pretrained(str(folder))
-    if getattr(config, "auto_map", None):
-        raise LengthenError(
-            f"{name} needs code from its own folder (auto_map in config.json), which is not run.",
-            fix="use a model whose architecture is part of transformers",
-        )
-    text = config.get_text_config()
-    if rope is not None:
-        text.rope_parameters = dict(rope)
-    if window is not None:
-        text.max_position_embeddings = window
-    model = AutoModelForCausalLM.from_pretrained(
-        str(folder),
-        config=config,
-        dtype=getattr(torch, pick_dtype(dtype)[0]),
-        attn_implementation="lengthen",
-    )
-    return model.eval()
 
 
 def pick_dtype(dtype: str) -> tuple[str, str]:

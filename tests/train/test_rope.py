@@ -78,7 +78,7 @@ def test_transformers_takes_each_type(tmp_path, model_folder, settings):
     import torch
     from transformers import AutoModelForCausalLM
 
-    from lengthen.models import load_model
+    from lengthen.train.load import load_model
 
     wanted = RopeSettings(**settings)
     found = extend(ModelFacts.read(model_folder), 2048, wanted)

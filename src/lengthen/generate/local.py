@@ -12,7 +12,8 @@ from lengthen.generate.batch import ALONE, Batch, Job, Limits, answer_of, common
 from lengthen.generate.engine import OUT_OF_MEMORY, Answer, Request, failed
 from lengthen.generate.prompt import encode, render
 from lengthen.generate.reader import CHUNK, Reader
-from lengthen.models import load_model, load_tokenizer, model_title
+from lengthen.models import load_tokenizer, model_title
+from lengthen.train.load import load_model
 
 if TYPE_CHECKING:
     import torch

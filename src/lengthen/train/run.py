@@ -17,13 +17,14 @@ from lengthen.common.dist import export_launcher_variables, is_main, rank, world
 from lengthen.common.errors import LengthenError, MissingExtra
 from lengthen.common.files import explain_disk, read_json, read_json_lines, sha256_file, write_atomic
 from lengthen.common.manifest import StageContext, StageResult
-from lengthen.models import load_model, load_tokenizer, pick_dtype, resolve_model
+from lengthen.models import load_tokenizer, pick_dtype, resolve_model
 from lengthen.recipe.base import Derived, size_text
 from lengthen.recipe.stages.train import PositionSettings, TrainStage, batch_and_steps
 from lengthen.train import fsdp, gates
 from lengthen.train.attention import set_exchange
 from lengthen.train.checkpoints import checkpoints, last_checkpoint, prune, step_of
 from lengthen.train.collate import Collator
+from lengthen.train.load import load_model
 from lengthen.train.lora import add_adapters, merge_adapters
 from lengthen.train.machine import layer_parameters, measured_peak, raise_malloc_thresholds, training_flops
 from lengthen.train.mesh import check_sequence_parallel, open_mesh, ranks_of

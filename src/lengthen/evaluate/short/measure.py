@@ -222,7 +222,7 @@ def _harness(job: Job, task: str) -> Row:
     except ImportError as error:
         raise MissingExtra.of("Short tasks of lm-evaluation-harness", "lm-eval") from error
     from lengthen.generate import is_endpoint
-    from lengthen.models import load_model
+    from lengthen.train.load import load_model
 
     if is_endpoint(job.settings.model):
         raise LengthenError(
