@@ -19,7 +19,7 @@ demo: $(VENV)/.setup-done
 lint: $(VENV)/.setup-done
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
 test: lint
