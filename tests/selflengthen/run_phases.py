@@ -1,5 +1,6 @@
 """Instructions, answers and extensions of one macro-iteration against an endpoint, in a process that may be killed:
-`python -m tests.selflengthen.run_phases FOLDER URL MODEL COUNT IN_FLIGHT`."""
+`python -m tests.selflengthen.run_phases FOLDER URL MODEL COUNT IN_FLIGHT [steps]`. With `steps` each step waits
+for all of the one before it, for comparison."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from pathlib import Path
 from lengthen.common.manifest import StageContext
 from lengthen.recipe.stages.self_lengthen import SelfLengthenStage
 from lengthen.selflengthen.loop import STATE, _work
-from lengthen.selflengthen.phases import Crew, instruct, write
+from lengthen.selflengthen.phases import Crew, Extensions, Instructions, Responses, instruct, write
 from lengthen.selflengthen.serve import Serving
 from lengthen.selflengthen.store import Store
 
@@ -23,19 +24,30 @@ def settings_for(url: str, model: str, count: int, in_flight: int) -> SelfLength
             "respond": {"samples": 1, "tries": 6},
             "extend": {"tries": 3, "rounds": 2},
             "sampling": {"max_new_tokens": 8192},
-            "serve": {"endpoint": url, "in_flight": in_flight, "base_seconds": 3.0, "slowest_tokens_per_second": 8192},
+            "serve": {"endpoint": url, "in_flight": in_flight, "base_seconds": 6.0, "slowest_tokens_per_second": 8192},
         }
     )  # fmt: skip
 
 
-def main(folder: Path, url: str, model: str, count: int, in_flight: int) -> None:
+def step_by_step(crew: Crew, instructions: Instructions) -> None:
+    """Answers and extensions as two steps."""
+    responses = Responses.of(crew.work, 1, instructions)
+    crew.run(responses, 0, ("generator",), "responses", len(instructions))
+    crew.run(Extensions(crew.work, 1, responses), 0, ("extender",), "extensions", len(instructions))
+
+
+def main(folder: Path, url: str, model: str, count: int, in_flight: int, steps: bool) -> None:
     settings = settings_for(url, model, count, in_flight)
     folder.mkdir(parents=True, exist_ok=True)
     store = Store(folder / STATE)
     serving = Serving(settings, folder)
     crew = Crew(_work(settings, store, 5), serving, StageContext(folder, seed=5, stage="loop"))
     try:
-        write(crew, 1, instruct(crew, 1, count))
+        instructions = instruct(crew, 1, count)
+        if steps:
+            step_by_step(crew, instructions)
+        else:
+            write(crew, 1, instructions)
     finally:
         serving.stop()
         store.close()
@@ -43,4 +55,4 @@ def main(folder: Path, url: str, model: str, count: int, in_flight: int) -> None
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]), "steps" in sys.argv)

@@ -21,7 +21,8 @@ from typing import Any
 @dataclass
 class Script:
     """latency: seconds of an ordinary answer (drawn from half to twice that). limited, broken, dropped, hanging: share
-    of the requests that end so when they come for the first time; hang_seconds: how long a hanging one is silent."""
+    of the requests that end so when they come for the first time; hang_seconds: how long a hanging one is silent. size:
+    factor on the words of first answers."""
 
     latency: float = 0.05
     limited: float = 0.0
@@ -29,6 +30,7 @@ class Script:
     dropped: float = 0.0
     hanging: float = 0.0
     hang_seconds: float = 3600.0
+    size: float = 1.0
     prefill: bool = True
     runtime_adapters: bool = True
     seen: dict[str, int] = field(default_factory=dict)
@@ -113,7 +115,7 @@ class Endpoint:
             asked = [m["content"] for m in messages if m["role"] != "assistant"]
         else:
             asked, prefix = [body["prompt"]], "..." if not body["prompt"].rstrip().endswith("assistant") else ""
-        text, finish = reply(asked, prefix, int(body.get("seed") or 0))
+        text, finish = reply(asked, prefix, int(body.get("seed") or 0), self.script.size)
         self.note(event="answered", key=key)
         choice: dict[str, Any] = {"index": 0, "finish_reason": finish, "logprobs": None}
         choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
@@ -134,7 +136,7 @@ class Endpoint:
         }
 
 
-def reply(asked: list[str], prefix: str, seed: int) -> tuple[str, str]:
+def reply(asked: list[str], prefix: str, seed: int, size: float) -> tuple[str, str]:
     """An answer in the manner of the role that the prompt shows."""
     draws = random.Random(seed)
     prompt = asked[-1]
@@ -160,7 +162,7 @@ def reply(asked: list[str], prefix: str, seed: int) -> tuple[str, str]:
         return prose(150, draws), "length"
     if bad < 0.3:
         return prose(80, draws).rstrip(".") + " and", "stop"
-    return prose(draws.randint(80, 400), draws), "stop"
+    return prose(int(size * draws.randint(80, 400)), draws), "stop"
 
 
 KINDS = ("long story", "thorough report", "lively essay", "careful guide", "solemn speech", "funny letter")
@@ -194,10 +196,10 @@ async def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--no-prefill", action="store_true")
     parser.add_argument("--no-runtime-adapters", action="store_true")
-    for name in ("latency", "limited", "broken", "dropped", "hanging", "hang-seconds"):
+    for name in ("latency", "limited", "broken", "dropped", "hanging", "hang-seconds", "size"):
         parser.add_argument(f"--{name}", type=float)
     given = vars(parser.parse_args())
-    names = ("latency", "limited", "broken", "dropped", "hanging", "hang_seconds")
+    names = ("latency", "limited", "broken", "dropped", "hanging", "hang_seconds", "size")
     script = Script(**{k: given[k] for k in names if given[k] is not None}, prefill=not given["no_prefill"],
                     runtime_adapters=not given["no_runtime_adapters"])  # fmt: skip
     endpoint = Endpoint(script, given["log"])

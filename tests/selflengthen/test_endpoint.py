@@ -128,14 +128,14 @@ def settings(url: str, model: Path, folder: Path, **changes) -> SelfLengthenStag
 
 
 def test_a_macro_iteration_is_trained_and_its_adapters_are_served_by_name(tmp_path, model):
-    with endpoint(tmp_path, "--latency", "0.01", "--no-runtime-adapters") as (url, _):
+    with endpoint(tmp_path, "--latency", "0.01", "--size", "0.3", "--no-runtime-adapters") as (url, _):
         with pytest.raises(LengthenError, match="does not serve extender-1, generator-1") as caught:
             self_lengthen(settings(url, model, tmp_path), StageContext(tmp_path / "run", seed=1, stage="loop"))
         assert "--lora-modules generator-1=" in str(caught.value) and "goes on from here" in str(caught.value)
     command = (tmp_path / "run" / "serve-2.sh").read_text()
     assert command.startswith("vllm serve ") and "--max-lora-rank 8 " in command
     # The same command again, with a server that takes adapters at run time (another address is no other setting).
-    with endpoint(tmp_path, "--latency", "0.01") as (url, log):
+    with endpoint(tmp_path, "--latency", "0.01", "--size", "0.3") as (url, log):
         result = self_lengthen(settings(url, model, tmp_path), StageContext(tmp_path / "run", seed=1, stage="loop"))
         models = {line["model"] for line in lines(log, "asked") if line["seed"] is not None}
         assert models == {"generator-1", "base"}  # fresh texts and held-out prompts; length demands

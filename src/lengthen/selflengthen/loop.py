@@ -92,7 +92,8 @@ def macro_iteration(crew: Crew, iteration: int) -> None:
     write(crew, iteration, instructions)
     if work.store.begin(iteration, "train"):
         rows = role_rows(work, iteration, instructions)
-        _enough(work, iteration, rows["generator"])
+        for role in ROLES:
+            _enough(work, iteration, rows[role])
         serving.stop()
         for role in ROLES:
             before = role_folder(crew.ctx.folder, iteration - 1, role) if iteration > 1 else None
