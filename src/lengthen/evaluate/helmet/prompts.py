@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +39,23 @@ class Source:
     shots: int = SHOTS
 
 
-def rag(task: t.HelmetTask, source: Source, length: int) -> list[list[Asked]]:
+Question = Callable[[], list[Asked]]
+"""One question with its orders, written when it is asked for: at 128K a set of them fills the memory."""
+
+
+def rag(task: t.HelmetTask, source: Source, length: int) -> list[Question]:
     """Questions, each with its orders of passages (six depths of the gold passage, three for HotpotQA)."""
     rows = d.rows_of(task.name, source.rows, task.count(length))
     demos = d.rows_of(task.name, source.demos or source.rows, 3, "demos") if source.shots else []
     if task.name == "popqa":
         rows, demos = d.popular(rows), d.popular(demos)
     key = "id" if all("id" in row for row in [*rows, *demos]) else "question"
-    return [
-        [_rag(row, d.demonstrations(demos, key, name, source.shots), i, len(same)) for i, row in enumerate(same)]
-        for name, same in _grouped(rows, key)
-    ]
+    return [partial(_rag_orders, name, same, demos, source.shots, key) for name, same in _grouped(rows, key)]
+
+
+def _rag_orders(name: str, same: Sequence[d.Data], demos: Sequence[d.Data], shots: int, key: str) -> list[Asked]:
+    shown = d.demonstrations(demos, key, name, shots)
+    return [_rag(row, shown, i, len(same)) for i, row in enumerate(same)]
 
 
 def _grouped(rows: Sequence[d.Data], key: str) -> list[tuple[str, list[d.Data]]]:
@@ -78,13 +85,15 @@ def _flat(answers: Any) -> list[str]:
     return [text for item in answers for text in (_flat(item) if not isinstance(item, str) else [item])]
 
 
-def rerank(task: t.HelmetTask, source: Source, length: int) -> list[list[Asked]]:
+def rerank(task: t.HelmetTask, source: Source, length: int) -> list[Question]:
     rows = d.rows_of(task.name, source.rows, task.count(length))
     demos = d.rows_of(task.name, source.demos or source.rows, 10, "demos") if source.shots else []
-    return [
-        [_rerank(row, d.demonstrations(demos, "qid", name, source.shots)) for row in same]
-        for name, same in _grouped(rows, "qid")
-    ]
+    return [partial(_rerank_orders, name, same, demos, source.shots) for name, same in _grouped(rows, "qid")]
+
+
+def _rerank_orders(name: str, same: Sequence[d.Data], demos: Sequence[d.Data], shots: int) -> list[Asked]:
+    shown = d.demonstrations(demos, "qid", name, shots)
+    return [_rerank(row, shown) for row in same]
 
 
 def _rerank(row: d.Data, demos: Sequence[d.Data]) -> Asked:
@@ -99,12 +108,12 @@ def _gold(row: d.Data) -> str:
     return " > ".join(str(c["id"]) for c in sorted(row["ctxs"], key=lambda c: -int(c["label"])))
 
 
-def cite(task: t.HelmetTask, source: Source, length: int) -> list[list[Asked]]:
+def cite(task: t.HelmetTask, source: Source, length: int) -> list[Question]:
     """Without ALCE's prompt file there are no worked examples, and the instruction is ALCE's default one."""
     rows = d.rows_of(task.name, source.rows, None)
     order = d.random.Random(d.SEED).sample(range(len(rows)), len(rows))
     prompt = _prompt_file(task, source)
-    return [[_cite(task, rows[i], prompt, source.shots, task.count(length), i)] for i in order]
+    return [partial(_cite, task, rows[i], prompt, source.shots, task.count(length), i) for i in order]
 
 
 def _prompt_file(task: t.HelmetTask, source: Source) -> Mapping[str, Any]:
@@ -116,7 +125,9 @@ def _prompt_file(task: t.HelmetTask, source: Source) -> Mapping[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _cite(task: t.HelmetTask, row: d.Data, prompt: Mapping[str, Any], shots: int, count: int, number: int) -> Asked:
+def _cite(
+    task: t.HelmetTask, row: d.Data, prompt: Mapping[str, Any], shots: int, count: int, number: int
+) -> list[Asked]:
     rand = d.random.Random(d.text_hash(row["question"]) % 2**31)
     demos = "".join(_cite_demo(x, prompt) for x in rand.sample(prompt["demos"], min(shots, len(prompt["demos"]))))
     context = _documents(row["docs"][:count], prompt)
@@ -126,7 +137,7 @@ def _cite(task: t.HelmetTask, row: d.Data, prompt: Mapping[str, Any], shots: int
     else:
         groups = [list(_flat(answers)) for answers in row["answers"]]
     meta = {"row": number, "documents": min(count, len(row["docs"])), "groups": groups}
-    return Asked(user, "Answer:", tuple(_flat(groups)), lead="\n\n", meta=meta)
+    return [Asked(user, "Answer:", tuple(_flat(groups)), lead="\n\n", meta=meta)]
 
 
 def _documents(documents: Sequence[Mapping[str, Any]], prompt: Mapping[str, Any]) -> str:
@@ -142,7 +153,7 @@ def _cite_demo(demo: Mapping[str, Any], prompt: Mapping[str, Any]) -> str:
     return f"{text}\n\n\n"
 
 
-def icl(task: t.HelmetTask, source: Source, length: int) -> list[list[Asked]]:
+def icl(task: t.HelmetTask, source: Source, length: int) -> list[Question]:
     rows = d.rows_of(task.name, source.rows, None)
     shown = d.balanced(d.rows_of(task.name, source.demos, None, "demos"), task.count(length))
     labels = sorted({row["label"] for row in shown}, key=str)
@@ -150,27 +161,27 @@ def icl(task: t.HelmetTask, source: Source, length: int) -> list[list[Asked]]:
         labels = list(range(max(task.labels, max(labels) + 1)))
     order = d.random.Random(d.SEED).sample(range(len(rows)), len(rows))
     known = set(labels)
-    return [[_icl(rows[i], shown, labels)] for i in order if rows[i]["label"] in known]
+    return [partial(_icl, rows[i], shown, labels) for i in order if rows[i]["label"] in known]
 
 
-def _icl(row: d.Data, shown: Sequence[d.Data], labels: Sequence[Any]) -> Asked:
+def _icl(row: d.Data, shown: Sequence[d.Data], labels: Sequence[Any]) -> list[Asked]:
     numbers = d.label_numbers(row["text"], labels)
     context = "\n\n".join(f"{x['text']}\nlabel: {numbers[x['label']]}" for x in shown)
     user = t.ICL_USER.format(context=context, question=row["text"])
-    return Asked(user, "label:", (numbers[row["label"]],), meta={"shots": len(shown), "classes": len(labels)})
+    return [Asked(user, "label:", (numbers[row["label"]],), meta={"shots": len(shown), "classes": len(labels)})]
 
 
-def longqa(task: t.HelmetTask, source: Source, length: int, counter: Counter) -> list[list[Asked]]:
+def longqa(task: t.HelmetTask, source: Source, length: int, counter: Counter) -> list[Question]:
     rows = d.rows_of(task.name, source.rows, None)
     demos = rows if task.name != "narrativeqa" else d.rows_of(task.name, source.demos, None, "demos")
     order = d.random.Random(d.SEED).sample(range(len(rows)), len(rows))
     limit = length - task.reserved - task.new_tokens
-    return [[_longqa(task, rows[i], demos, source.shots, counter, limit)] for i in order]
+    return [partial(_longqa, task, rows[i], demos, source.shots, counter, limit) for i in order]
 
 
 def _longqa(
     task: t.HelmetTask, row: d.Data, demos: Sequence[d.Data], shots: int, counter: Counter, limit: int
-) -> Asked:
+) -> list[Asked]:
     question, refs = _question(task, row)
     others = d.demonstrations(demos, "question", row["question"], shots)
     context = cut(row["context"], counter, limit)
@@ -178,12 +189,12 @@ def _longqa(
         pairs = "\n\n".join(f"Question: {x['question']}\nAnswer: {_flat(x['answer'])[0]}" for x in others)
         shown = t.NARRATIVE_DEMOS.format(demos=pairs) if others else ""
         user = t.NARRATIVE_USER.format(demos=shown, context=context, question=question)
-        return Asked(user, "Answer:", refs, meta={"question": row["question"]})
+        return [Asked(user, "Answer:", refs, meta={"question": row["question"]})]
     pairs = "\n\n".join(_book_demo(task, x) for x in others)
     shown = t.BOOK_DEMOS.format(demos=pairs) if others else ""
     template = t.BOOK_QA_USER if task.name == "infbench_qa" else t.BOOK_CHOICE_USER
     user = template.format(demos=shown, context=context, question=question)
-    return Asked(user, "Answer:", refs, lead="\n\n", meta={"question": row["question"]})
+    return [Asked(user, "Answer:", refs, lead="\n\n", meta={"question": row["question"]})]
 
 
 def _book_demo(task: t.HelmetTask, row: d.Data) -> str:
@@ -200,26 +211,27 @@ def _question(task: t.HelmetTask, row: d.Data) -> tuple[str, tuple[str, ...]]:
     return f"{row['question']}\nOptions:\n{options}", (letter, f"{letter}. {answers[0]}")
 
 
-def summ(task: t.HelmetTask, source: Source, length: int, counter: Counter) -> list[list[Asked]]:
+def summ(task: t.HelmetTask, source: Source, length: int, counter: Counter) -> list[Question]:
     rows = d.rows_of(task.name, source.rows, None)
     demos = rows if task.name == "infbench_sum" else d.rows_of(task.name, source.demos, None, "demos")
     order = d.random.Random(d.SEED).sample(range(len(rows)), len(rows))
     limit = length - task.reserved - task.new_tokens
-    found = []
-    for i in order:
-        row = rows[i]
-        others = d.demonstrations(demos, "context", str(row["context"]), source.shots)
-        context = cut(row["context"], counter, limit)
-        if task.name == "infbench_sum":
-            shown = "\n\n".join(f"[story text]\nSummary: {_flat(x['answer'])[0].strip()}" for x in others)
-            demo, template = t.BOOK_DEMOS.format(demos=shown), t.BOOK_SUM_USER
-        else:
-            shown = "\n\n".join(f"Summary: {_flat(x['answer'])[0]}" for x in others)
-            demo, template = t.LAW_DEMOS.format(demos=shown), t.LAW_SUM_USER
-        user = template.format(demos=demo if others else "", context=context)
-        meta = {"keypoints": list(row.get("keypoints", ()))}
-        found.append([Asked(user, "Summary:", tuple(_flat(row["answer"])), lead="\n\n", meta=meta)])
-    return found
+    return [partial(_summ, task, rows[i], demos, source.shots, counter, limit) for i in order]
+
+
+def _summ(
+    task: t.HelmetTask, row: d.Data, demos: Sequence[d.Data], shots: int, counter: Counter, limit: int
+) -> list[Asked]:
+    others = d.demonstrations(demos, "context", str(row["context"]), shots)
+    if task.name == "infbench_sum":
+        shown = "\n\n".join(f"[story text]\nSummary: {_flat(x['answer'])[0].strip()}" for x in others)
+        demo, template = t.BOOK_DEMOS.format(demos=shown), t.BOOK_SUM_USER
+    else:
+        shown = "\n\n".join(f"Summary: {_flat(x['answer'])[0]}" for x in others)
+        demo, template = t.LAW_DEMOS.format(demos=shown), t.LAW_SUM_USER
+    user = template.format(demos=demo if others else "", context=cut(row["context"], counter, limit))
+    meta = {"keypoints": list(row.get("keypoints", ()))}
+    return [Asked(user, "Summary:", tuple(_flat(row["answer"])), lead="\n\n", meta=meta)]
 
 
 def cut(text: str, counter: Counter, limit: int) -> str:

@@ -93,12 +93,13 @@ def make(job: Job, task: str, length: int, contexts: range) -> Iterator[Sample]:
     for index in contexts:
         if index >= len(questions):
             return
-        for number, asked in enumerate(questions[index]):
-            yield _sample(job, settings, length, index, number, asked, len(questions[index]))
+        orders = questions[index]()
+        for number, asked in enumerate(orders):
+            yield _sample(job, settings, length, index, number, asked, len(orders))
 
 
 @lru_cache(maxsize=2)
-def _questions(counter: Counter, task: HelmetTask, where: prompts.Source, length: int) -> list[list[prompts.Asked]]:
+def _questions(counter: Counter, task: HelmetTask, where: prompts.Source, length: int) -> list[prompts.Question]:
     if task.category == "longqa":
         return prompts.longqa(task, where, length, counter)
     if task.category == "summ":
