@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from lengthen.common.words import longen_length_score
+from lengthen.common.words import count_longen, longen_length_score
+from lengthen.generate.engine import Answer
 from lengthen.recipe.stages.self_lengthen import Constraints
 from lengthen.selflengthen.constraints import (
     Demand,
@@ -15,9 +16,11 @@ from lengthen.selflengthen.constraints import (
     holds,
     scale_for,
     spellings,
+    weave,
     woven_verdict,
 )
 from lengthen.selflengthen.wording import Wording
+from tests.selflengthen.parts import drive, new_work, prose
 
 PAPER = Constraints()
 SCALE = Scale(2000, 8000, 1000)
@@ -98,3 +101,42 @@ def test_the_judge_is_the_scorer_with_its_own_counter():
     assert holds(demand, "one two three four five six seven eight nine ten") and not holds(demand, "one two three")
     signs = Demand("below", 10, None, "", (("10",),))
     assert holds(signs, "一二三四五，六七。") and not holds(signs, "一二三四五，六七，八九。")  # signs count 1 each
+
+
+ORIGINAL = "Write a story about a lighthouse keeper who finds a message."
+
+
+@pytest.mark.parametrize(
+    "replies, how, rules",
+    [
+        (["{demand}"], "model", {"": 1}),
+        (["Write a story.", "{demand}"], "model", {"demand_missing": 1, "": 1}),
+        (["Write a story."] * 3, "append", {"demand_missing": 3}),
+        ([Answer("x", "", "error", error="HTTP 500"), Answer("x", "Write", "length"), "{demand}"], "model",
+         {"endpoint_error": 1, "cut_by_limit": 1, "": 1}),
+    ],
+)  # fmt: skip
+def test_a_model_that_loses_the_number_is_asked_again_then_the_demand_is_appended(tmp_path, replies, how, rules):
+    work = new_work(tmp_path)
+    text, answers = prose(400), iter(replies)
+
+    def reply(request):
+        said = next(answers)
+        system = request.messages[0]["content"]
+        demand = system.split("asks for this length: ")[1].split(". Change")[0]
+        return said.replace("{demand}", f"{ORIGINAL} Take {demand} for it.") if isinstance(said, str) else said
+
+    task = weave(work, 4, "final~i0", 0, "en", ORIGINAL, text, Scale(200, 800, 100))
+    assert len(drive(work, task, reply)) == len(replies)
+    outcome = work.store.outcome(4, "constraint", "final~i0", 0)
+    assert outcome is not None and outcome.text is not None and outcome.info["how"] == how
+    assert outcome.text.startswith(ORIGINAL) and str(outcome.info["low"]) in outcome.text
+    assert outcome.words == count_longen(text)
+    assert dict(work.store.query("SELECT rule, COUNT(*) FROM verdicts GROUP BY rule")) == rules
+
+
+def test_a_text_off_the_scale_gets_no_row(tmp_path):
+    work = new_work(tmp_path)
+    assert drive(work, weave(work, 4, "final~i0", 0, "en", ORIGINAL, prose(100), SCALE), lambda r: "never") == []
+    outcome = work.store.outcome(4, "constraint", "final~i0", 0)
+    assert outcome is not None and outcome.text is None and outcome.info == {"rule": "no_band"}

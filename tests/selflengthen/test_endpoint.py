@@ -82,12 +82,12 @@ def model(tmp_path_factory) -> Path:
 def test_killed_at_random_moments_nothing_is_lost_and_nothing_asked_twice(tmp_path, model):
     faults = ["--latency", "0.05", "--limited", "0.05", "--broken", "0.05", "--dropped", "0.03", "--hanging", "0.01"]
     with endpoint(tmp_path, "--latency", "0.02") as (url, _):
-        assert start(tmp_path / "plain", url, model, 24, 16).wait(timeout=120) == 0
+        assert start(tmp_path / "plain", url, model, 20, 16).wait(timeout=120) == 0
     draws, killed = random.Random(4), tmp_path / "killed"
     with endpoint(tmp_path, *faults) as (url, log):
         moments: list[tuple[float, set[str]]] = []
         while len(moments) < 4:
-            process = start(killed, url, model, 24, 16)
+            process = start(killed, url, model, 20, 16)
             goal = len(answered(killed)) + draws.randint(8, 40)
             while process.poll() is None and len(answered(killed)) < goal:
                 time.sleep(0.02)
@@ -96,7 +96,7 @@ def test_killed_at_random_moments_nothing_is_lost_and_nothing_asked_twice(tmp_pa
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
             moments.append((time.time(), answered(killed)))
-        assert start(killed, url, model, 24, 16).wait(timeout=180) == 0
+        assert start(killed, url, model, 20, 16).wait(timeout=180) == 0
         asked = lines(log, "asked")
         assert {line["event"] for line in map(json.loads, log.read_text().splitlines())} >= {"limited", "broken"}
     assert len(moments) >= 3 and len(moments[-1][1]) > len(moments[0][1])
@@ -142,7 +142,7 @@ def test_a_macro_iteration_is_trained_and_its_adapters_are_served_by_name(tmp_pa
         assert set(served_models(url)) == {"base", "generator-1", "extender-1"}
     chat = [json.loads(line) for line in (tmp_path / "run" / "chat.jsonl").read_text().splitlines()]
     assert chat and result.counts["rows"] == len(chat) and not (tmp_path / "run" / "model").exists()
-    assert {row["meta"]["how"] for row in chat} == {"model", "append"}
+    assert "model" in {row["meta"]["how"] for row in chat}
     for row in chat:
         low, high = row["meta"]["low"], row["meta"]["high"] or row["meta"]["low"]
         numbers = row["messages"][0]["content"].replace(",", "")
