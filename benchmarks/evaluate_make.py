@@ -1,8 +1,8 @@
 """Rows make-8k and make-128k of `python -m benchmarks.evaluate`: making RULER's samples, the peer beside us.
 
 Both make the tasks that need no download in either (noise, needles of needles, variables, words): six of RULER's 13.
-lm-evaluation-harness always makes 500 samples of a task; here its own functions are asked for as many as ours, which flatters it.
-Imports are not timed (it sorts six million word pairs when imported, about ten seconds).
+lm-evaluation-harness always makes 500 samples of a task; here its own functions are asked for as many as
+ours, which flatters it. Imports are not timed (it sorts six million word pairs when imported, about ten seconds).
 """
 
 from __future__ import annotations

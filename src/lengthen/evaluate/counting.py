@@ -16,6 +16,7 @@ import numpy as np
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+_SHORT = 512  # characters of the texts that are remembered: heads of prompts, labels, joints
 _NEAR = 80  # characters on each side of a border that can matter to a pre-tokenizer's pattern
 
 
@@ -29,6 +30,7 @@ class Counter:
     def __init__(self, tokenizer: Any) -> None:
         self.backend: Tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)
         self._known: dict[Hashable, np.ndarray] = {}
+        self._short: dict[str, int] = {}
 
     def counts_of(self, key: Hashable, texts: Callable[[], Sequence[str]]) -> np.ndarray:
         """`counts` of texts that many tasks need (word lists, pools), made once."""
@@ -38,12 +40,20 @@ class Counter:
 
     def count(self, text: str) -> int:
         """Tokens of a text as it stands: no special token is added, those written in it count one."""
-        return len(self.backend.encode(text, add_special_tokens=False).ids)
+        if len(text) > _SHORT:
+            return len(self.backend.encode(text, add_special_tokens=False).ids)
+        if text not in self._short:
+            if len(self._short) > 1 << 14:
+                self._short.clear()
+            self._short[text] = len(self.backend.encode(text, add_special_tokens=False).ids)
+        return self._short[text]
 
     def counts(self, texts: Sequence[str]) -> np.ndarray:
         """`count` of each text, int64; several processor cores where there are some."""
         if len(texts) == 0:
             return np.zeros(0, dtype=np.int64)
+        if len(texts) < 32:  # waking the tokenizer's threads costs more than a few texts do
+            return np.array([len(self.backend.encode(t, add_special_tokens=False).ids) for t in texts], dtype=np.int64)
         found = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return np.array([len(e.ids) for e in found], dtype=np.int64)
 
