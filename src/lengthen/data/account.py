@@ -70,10 +70,10 @@ def _facts(
                 rows += table.num_rows
                 lens = table.column("doc_lens").combine_chunks().flatten()
                 documents += len(lens)
-                group_tokens = pc.sum(lens).as_py() or 0
+                group_tokens = pc.call_function("sum", [lens]).as_py() or 0
                 tokens += group_tokens
                 if "loss_mask" in table.column_names:
-                    trained += pc.sum(table.column("loss_mask").combine_chunks().flatten()).as_py() or 0
+                    trained += pc.call_function("sum", [table.column("loss_mask").combine_chunks().flatten()]).as_py() or 0
                 else:
                     trained += group_tokens
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,9 @@ from lengthen.evaluate.short.texts import chats, code, prose
 from lengthen.evaluate.suites import Job, Measure, Row, cell_context
 from lengthen.generate import open_engine
 from lengthen.generate.engine import Engine, Message
+from lengthen.models import model_facts
 from lengthen.recipe.base import Settings
+from lengthen.recipe.rope import Extension, extend
 
 if TYPE_CHECKING:
     import torch
@@ -82,12 +85,11 @@ def _chat(job: Job, messages: Sequence[Message]) -> Marked:
     tokenizer, options = job.prompts.tokenizer, job.prompts.options
     ids: list[int] = []
     marks: list[bool] = []
+    plain = [dict(message) for message in messages]
     for turn in range(1, len(messages), 2):
         if job.prompts.template == "on":
-            asked = tokenizer.apply_chat_template(
-                list(messages[:turn]), tokenize=False, add_generation_prompt=True, **options
-            )
-            whole = tokenizer.apply_chat_template(list(messages[: turn + 1]), tokenize=False, **options)
+            asked = tokenizer.apply_chat_template(plain[:turn], tokenize=False, add_generation_prompt=True, **options)
+            whole = tokenizer.apply_chat_template(plain[: turn + 1], tokenize=False, **options)
         else:
             lines = [f"{m['role'].title()}: {m['content']}\n" for m in messages[: turn + 1]]
             asked, whole = job.prompts.begin + "".join(lines[:-1]) + "Assistant:", job.prompts.begin + "".join(lines)
@@ -217,8 +219,9 @@ def _asked(job: Job, engine: Engine, samples: Sequence[Sample], score: Callable[
 def _harness(job: Job, task: str) -> Row:
     """A task of lm-evaluation-harness with its own settings, through its Python API; its first metric."""
     try:
-        import lm_eval
-        from lm_eval.models.huggingface import HFLM
+        # Its annotations describe less than it takes and gives.
+        lm_eval: Any = importlib.import_module("lm_eval")
+        huggingface: Any = importlib.import_module("lm_eval.models.huggingface")
     except ImportError as error:
         raise MissingExtra.of("Short tasks of lm-evaluation-harness", "lm-eval") from error
     from lengthen.generate import is_endpoint
@@ -229,10 +232,12 @@ def _harness(job: Job, task: str) -> Row:
             "lm-evaluation-harness runs here with a model in this process only.",
             fix="name the model's folder, or run the harness itself against the endpoint",
         )
-    rope = None if job.settings.rope is None else job.settings.rope.model_dump(exclude_none=True)
-    model = load_model(job.settings.model, dtype=job.settings.dtype, rope=rope)
+    made = Extension(None, None)
+    if job.settings.rope is not None:
+        made = extend(model_facts(job.settings.model), None, job.settings.rope)
+    model = load_model(job.settings.model, dtype=job.settings.dtype, rope=made.parameters, window=made.window)
     model.set_attn_implementation("sdpa")
-    wrapped = HFLM(pretrained=model, tokenizer=job.prompts.tokenizer, batch_size=1)
+    wrapped = huggingface.HFLM(pretrained=model, tokenizer=job.prompts.tokenizer, batch_size=1)
     result = lm_eval.simple_evaluate(model=wrapped, tasks=[task], limit=job.options.lm_eval_limit, log_samples=False)
     if result is None or task not in result["results"]:
         raise LengthenError(f"lm-evaluation-harness has no result for '{task}'.", fix="see `lm_eval ls tasks`")
