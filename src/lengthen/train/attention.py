@@ -46,10 +46,11 @@ class Exchange(Protocol):
 _exchange: Exchange | None = None
 
 
-def set_exchange(exchange: Exchange | None) -> None:
-    """Put an exchange around every later attention call of this process; None takes it away."""
+def set_exchange(exchange: Exchange | None) -> Exchange | None:
+    """Put an exchange around every later attention call of this process; None takes it away. Returns the one before."""
     global _exchange
-    _exchange = exchange
+    before, _exchange = _exchange, exchange
+    return before
 
 
 def attend(

@@ -46,7 +46,7 @@ def ranks_of(sequence_parallel: int, rank: int, world: int) -> Ranks:
     if world % sequence_parallel:
         more = -(-world // sequence_parallel) * sequence_parallel
         raise LengthenError(
-            f"sequence_parallel is {sequence_parallel}, but {world} process{'es were' if world > 1 else ' was'} started.",
+            f"sequence_parallel is {sequence_parallel}, but the number of processes is {world}.",
             why="processes = data parallel x sequence parallel.",
             fix=f"start a multiple of {sequence_parallel}: torchrun --nproc-per-node {more} -m lengthen run ..., "
             "or lower sequence_parallel",
@@ -207,7 +207,7 @@ def _refuse_rope(text: Any, size: int) -> None:
         if kind in _WHOLE_ROW_ROPE:
             raise LengthenError(
                 f"sequence_parallel {size} with the RoPE type {kind!r}.",
-                why="its frequencies depend on the largest position, and each rank sees only the positions of its part.",
+                why="its frequencies depend on the row's largest position, and a rank sees only its part of the row.",
                 fix="extend with rope.type yarn, ntk or base, or use sequence_parallel: 1",
             )
 

@@ -28,8 +28,9 @@ from lengthen.train.load import load_model
 from lengthen.train.lora import add_adapters, merge_adapters
 from lengthen.train.machine import layer_parameters, measured_peak, raise_malloc_thresholds, training_flops
 from lengthen.train.mesh import check_sequence_parallel, open_mesh, ranks_of
+from lengthen.train.probe import probe_training
 from lengthen.train.rope import Extension, extension_for
-from lengthen.train.rows import TrainingRows, check_rows, check_tokenizer, open_training_rows
+from lengthen.train.rows import TrainingRows, check_rows, check_tokenizer, open_training_rows, row_of
 from lengthen.train.sampler import StepPlan
 from lengthen.train.trainer import Housekeeping, LongTrainer, Optimization
 
@@ -79,6 +80,9 @@ def train(settings: TrainStage, ctx: StageContext) -> StageResult:
     optimization = _optimization(settings, decided.steps)
     mesh = open_mesh(settings.sequence_parallel)
     trainer = LongTrainer(model, tokenizer, rows.data, plan, collator, optimization, keeping, mesh.ranks)
+    # Cut rows are probed as the user's settings place them; a probe of one row costs some small forward passes.
+    shown = [row_of(rows.data, index) for index in range(min(1, len(rows.data)))]
+    trainer.on_ready = lambda ready: probe_training(ready, collator, shown, mesh)
     set_exchange(mesh.exchange)
     try:
         _run(trainer, settings, ctx, decided.steps, resume)
