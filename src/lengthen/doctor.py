@@ -55,7 +55,7 @@ class Extra:
 EXTRAS = (
     Extra("gpu", "fast kernels for NVIDIA GPUs", ("kernels", "liger_kernel")),
     Extra("lm-eval", "short tasks through lm-evaluation-harness", ("lm_eval",)),
-    Extra("mds", "ProLong's published data sets", ("streaming",)),
+    Extra("languages", "the language filter of data preparation", ("py3langid",)),
     Extra("ray", "data preparation on a Ray cluster", ("ray",)),
     Extra("vllm", "fast generation on GPUs", ("vllm",)),
     Extra("docs", "building the documentation", ("mkdocs", "material")),
