@@ -75,7 +75,11 @@ def dry_run_text(recipe: Recipe, folder: Path) -> str:
     else:
         seconds = sum(plan.cost for plan in remaining)
         lines.append(f"{len(remaining)} of {len(plans)} stages remain, roughly {clock(seconds)} on two cores "
-                     "for the embedded model (larger models: lengthen plan).")  # fmt: skip
+                     "for the embedded model.")  # fmt: skip
+        if _facts(recipe) is not None:
+            lines.append(
+                f"\nWhat training costs here (--devices for others: lengthen plan):\n{plan_text(recipe, None)}"
+            )
     return "\n".join(lines)
 
 
@@ -147,10 +151,14 @@ def plan_text(recipe: Recipe, devices: str | None) -> str:
     """Cost of every train stage of a recipe on the given devices."""
     from lengthen.models import model_facts
     from lengthen.recipe.stages.train import TrainStage
-    from lengthen.train.estimate import estimate, parse_devices, render
+    from lengthen.train.estimate import estimate, parse_devices, render, row_length_in
 
     facts, on = model_facts(recipe.model), parse_devices(devices)
-    parts = [render(estimate(stage, facts, on)) for stage in recipe.stages if isinstance(stage, TrainStage)]
+    parts = [
+        render(estimate(stage, facts, on, row_length_in(recipe, stage)))
+        for stage in recipe.stages
+        if isinstance(stage, TrainStage)
+    ]
     if not parts:
         return f"'{recipe.name}' has no train stage; nothing to price."
     return "\n\n".join(parts)
