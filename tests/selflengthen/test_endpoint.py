@@ -96,7 +96,8 @@ def test_killed_at_random_moments_nothing_is_lost_and_nothing_asked_twice(tmp_pa
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
             moments.append((time.time(), answered(killed)))
-        assert start(killed, url, model, 20, 16).wait(timeout=180) == 0
+        code = start(killed, url, model, 20, 16).wait(timeout=180)
+        assert code == 0, (tmp_path / "killed.err").read_text()[-3000:]
         asked = lines(log, "asked")
         assert {line["event"] for line in map(json.loads, log.read_text().splitlines())} >= {"limited", "broken"}
     assert len(moments) >= 3 and len(moments[-1][1]) > len(moments[0][1])

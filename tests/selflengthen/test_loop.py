@@ -152,6 +152,39 @@ def test_other_settings_or_a_second_process_are_refused(run):
         self_lengthen(settings, StageContext(folder, seed=3, stage="loop"))
 
 
+def test_a_launched_training_leaves_the_same_files(run, tiny, tmp_path):
+    """`training.launch` runs the same two stages as a recipe of its own; here with plain Python as the launcher."""
+    import sys
+
+    from safetensors.torch import load_file
+
+    from lengthen.models import resolve_model
+    from lengthen.selflengthen.training import train_on
+
+    settings, folder, _ = run
+    place = role_folder(folder, 1, "generator")
+    rows = [json.loads(line) for line in (place / "chat.jsonl").read_text().splitlines()]
+    made = {}
+    for name, launch in (("here", []), ("launched", [sys.executable])):
+        training = settings.training.model_copy(update={"launch": launch})
+        made[name] = train_on(
+            rows, str(resolve_model(str(tiny))), training, StageContext(tmp_path, seed=1), tmp_path / name
+        )
+        assert (made[name] / "adapter" / "adapter_config.json").exists()
+        steps = (made[name] / "metrics.jsonl").read_text().splitlines()
+        assert len(steps) == -(-len(rows) // 4)
+    weights = [load_file(made[name] / "model" / "model.safetensors") for name in made]
+    assert all(weights[0][key].shape == weights[1][key].shape for key in weights[1])
+
+
+def test_several_ranks_are_refused(run, monkeypatch):
+    settings, folder, _ = run
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(LengthenError, match="runs as one process"):
+        self_lengthen(settings, StageContext(folder, seed=3, stage="loop"))
+
+
 def test_a_model_without_chat_template_is_refused(tiny, tmp_path):
     import shutil
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from lengthen.common.dist import world_size
 from lengthen.common.errors import LengthenError
 from lengthen.common.files import read_json, write_json
 from lengthen.common.manifest import Drops, StageContext, StageResult
@@ -54,6 +55,12 @@ def self_lengthen(settings: SelfLengthenStage, ctx: StageContext) -> StageResult
         LengthenError: a model without chat template, no seeds, an endpoint that does not answer or does not serve the
             adapters, no survivor to train on; each with what to do.
     """
+    if world_size() > 1:
+        raise LengthenError(
+            "The stage self-lengthen runs as one process.",
+            why="it asks a model and starts its trainings itself",
+            fix="run it without torchrun, and train on all GPUs by training.launch: [torchrun, --nproc-per-node, '8']",
+        )
     ctx.folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(ctx.folder / ".lock", timeout=0)
     try:

@@ -88,7 +88,7 @@ class Store:
         self.path = path
         self._lock = threading.Lock()
         try:
-            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=1)
+            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=60)
             self._db.execute("PRAGMA journal_mode=WAL")
             # A commit survives the death of the process; only a power cut may lose the last ones.
             self._db.execute("PRAGMA synchronous=NORMAL")

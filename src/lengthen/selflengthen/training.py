@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import shutil
+import subprocess
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -90,36 +93,68 @@ def train_on(rows: list[dict[str, Any]], model: str, settings: RoleTraining, ctx
     """
     if (folder / "model" / "config.json").exists() and (folder / "trained.json").exists():
         return folder
-    from lengthen.data.prepare import prepare
-    from lengthen.recipe.stages.prepare import PrepareStage
-    from lengthen.recipe.stages.train import TrainStage
-    from lengthen.train.run import train
-
     chat = folder / "chat.jsonl"
     if not chat.exists():
         write_atomic(chat, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    inner = replace(ctx, folder=folder, seed=derive_seed(ctx.seed, folder.name), stage=f"{ctx.stage}/{folder.name}")
-    prepared = PrepareStage.model_validate(
-        {
-            "kind": "prepare", "model": model, "row_length": settings.row_length, "executor": {"workers": 1},
-            "sources": [{"kind": "chat", "paths": [str(chat)], "packing": "none"}],
-        }
-    )  # fmt: skip
-    if not (folder / "rows" / "dataset.json").exists():
-        prepare(prepared, inner)
-    lora = {"rank": settings.lora_rank, "alpha": settings.lora_alpha} if settings.lora_rank else None
-    stage = TrainStage.model_validate(
-        {
-            "kind": "train", "model": model, "rows": [str(folder)], "epochs": settings.epochs,
-            "batch_rows": settings.rows_per_step, "lr": settings.learning_rate, "warmup": settings.warmup_ratio,
-            "lr_floor": 0.0, "dtype": settings.dtype, "lora": lora, "keep_after": 1 if lora else 0,
-        }
-    )  # fmt: skip
-    result = train(stage, inner)
-    if lora:
+    prepare, train = _stages(model, settings, chat)
+    seed = derive_seed(ctx.seed, folder.name)
+    if settings.launch:
+        done = _launched(prepare, train, settings, seed, folder)
+    else:
+        done = _here(prepare, train, replace(ctx, folder=folder, seed=seed, stage=f"{ctx.stage}/{folder.name}"))
+    if settings.lora_rank:
         keep_adapter(folder, Path(model).parent / "adapter")
-    write_json(folder / "trained.json", {"rows": len(rows), "counts": result.counts, "figures": result.figures})
+    write_json(folder / "trained.json", {"rows": len(rows), **done})
     return folder
+
+
+def _stages(model: str, settings: RoleTraining, chat: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    lora = {"rank": settings.lora_rank, "alpha": settings.lora_alpha} if settings.lora_rank else None
+    prepare = {
+        "kind": "prepare", "model": model, "row_length": settings.row_length, "executor": {"workers": 1},
+        "sources": [{"kind": "chat", "paths": [str(chat)], "packing": "none"}],
+    }  # fmt: skip
+    train = {
+        "kind": "train", "model": model, "rows": ["@prepare"], "epochs": settings.epochs, "dtype": settings.dtype,
+        "batch_rows": settings.rows_per_step, "lr": settings.learning_rate, "warmup": settings.warmup_ratio,
+        "lr_floor": 0.0, "lora": lora, "keep_after": 1 if lora else 0,
+    }  # fmt: skip
+    return prepare, train
+
+
+def _here(prepare: dict[str, Any], train: dict[str, Any], ctx: StageContext) -> dict[str, Any]:
+    """Both stages in this process, in `ctx.folder`."""
+    from lengthen.data.prepare import prepare as make_rows
+    from lengthen.recipe.stages.prepare import PrepareStage
+    from lengthen.recipe.stages.train import TrainStage
+    from lengthen.train.run import train as run_training
+
+    if not (ctx.folder / "rows" / "dataset.json").exists():
+        make_rows(PrepareStage.model_validate(prepare), ctx)
+    result = run_training(TrainStage.model_validate({**train, "rows": [str(ctx.folder)]}), ctx)
+    return {"counts": result.counts, "figures": result.figures}
+
+
+def _launched(
+    prepare: dict[str, Any], train: dict[str, Any], settings: RoleTraining, seed: int, folder: Path
+) -> dict[str, Any]:
+    """Both stages as a recipe, run by the launcher on its ranks; model, metrics and checkpoints move to `folder`."""
+    recipe, run = folder / "training.yaml", folder / ".run"
+    stage = run / "stages" / "train"
+    write_atomic(recipe, json.dumps({"name": folder.name, "seed": seed, "stages": [prepare, train]}, indent=1))
+    command = [*settings.launch, "-m", "lengthen", "run", str(recipe), "--out", str(run)]
+    code = subprocess.run(command).returncode
+    if code:
+        raise LengthenError(
+            f"The training in {folder} ended with exit code {code}.",
+            why="its messages stand above",
+            fix=f"run the same command again, it goes on from the last checkpoint; by hand: {shlex.join(command)}",
+        )
+    manifest = read_json(stage / "manifest.json")
+    for name in ("metrics.jsonl", "checkpoints", "model"):
+        if (stage / name).exists():
+            os.replace(stage / name, folder / name)
+    return {"counts": manifest["counts"], "figures": manifest["figures"]}
 
 
 def keep_adapter(folder: Path, before: Path) -> None:

@@ -174,6 +174,9 @@ class RoleTraining(Settings):
     """chat.jsonl of ordinary SFT data that is mixed in, against forgetting (ours; the original trains on survivors)."""
     replay_share: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of the examples that come from `replay`."""
+    launch: list[str] = Field(default_factory=list)
+    """Launcher of the trainings as processes of their own, before `-m lengthen run ...`: [torchrun, --nproc-per-node,
+    "8"]. Default: inside this process, on one GPU or the CPU."""
     least_rows: int = Field(default=1, ge=1)
     """With fewer survivors the loop stops and says why."""
 
