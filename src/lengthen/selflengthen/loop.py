@@ -190,12 +190,17 @@ def _work(settings: SelfLengthenStage, store: Store, seed: int) -> Work:
 
 def _same_settings(settings: SelfLengthenStage, store: Store, seed: int) -> None:
     """A state file belongs to one set of settings; where they are served may change between two calls."""
-    now = json.dumps({**settings.model_dump(mode="json", exclude=settings.without_effect()), "seed": seed})
+    plain = settings.model_dump(mode="json", exclude=settings.without_effect())
     before = store.meta("settings")
     if before is None:
-        store.set_meta("settings", now)
-    elif json.loads(before) != json.loads(now):
-        old, new = json.loads(before), json.loads(now)
+        store.set_meta("settings", json.dumps({**plain, "seed": seed}))
+        return
+    old = json.loads(before)
+    # Validated anew, so that a setting which this version adds counts with its default.
+    begun = SelfLengthenStage.model_validate({k: v for k, v in old.items() if k != "seed"})
+    old = {**begun.model_dump(mode="json", exclude=begun.without_effect()), "seed": old["seed"]}
+    new = {**plain, "seed": seed}
+    if old != new:
         key = next(k for k in sorted({*old, *new}) if old.get(k) != new.get(k))
         raise LengthenError(
             f"{store.path} was begun with other settings: {key} was {old.get(key)!r} and is now {new.get(key)!r}.",

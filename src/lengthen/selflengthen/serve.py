@@ -30,6 +30,7 @@ from lengthen.models import resolve_model
 from lengthen.recipe.stages.self_lengthen import SelfLengthenStage
 
 if TYPE_CHECKING:
+    from lengthen.generate.endpoint import EndpointEngine
     from lengthen.generate.local import LocalEngine
 
 ROLES = ("base", "generator", "extender")
@@ -159,7 +160,7 @@ class Serving:
                 seconds_per_token=1 / serve.slowest_tokens_per_second,
             )  # fmt: skip
             engine = EndpointEngine(url, self._served_name(url, name), tokenizer=self.settings.model, options=options)
-            self._streams[name] = Stream(engine)
+            self._streams[name] = _opened(engine)
         return self._streams[name]
 
     def _served_name(self, url: str, name: str) -> str:
@@ -169,6 +170,18 @@ class Serving:
         own = (self.settings.serve.endpoint or "").partition("#")[2]
         names = served_models(url)
         return own or (BASE if BASE in names or not names else names[0])
+
+
+def _opened(engine: EndpointEngine, tries: int = 4) -> Stream:
+    """A stream; the probe at its beginning is tried again, since one 429 or 500 there would end the run."""
+    for wait in (1.0, 4.0, 16.0)[: tries - 1]:
+        try:
+            return Stream(engine)
+        except LengthenError as error:
+            if "does not answer" not in error.what:
+                raise
+            time.sleep(wait)
+    return Stream(engine)
 
 
 def served_models(url: str) -> list[str]:
