@@ -36,13 +36,14 @@ def served(tmp_path_factory):
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder), "--port", str(port),
                "--host", "127.0.0.1", "--device", "cpu", "--dtype", "float32"]  # fmt: skip
-    log = open(tmp_path_factory.mktemp("log") / "serve.log", "w+b")
-    process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    log = tmp_path_factory.mktemp("log") / "serve.log"
+    process = subprocess.Popen(
+        command, stdout=log.open("wb"), stderr=subprocess.STDOUT, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
     try:
         for _ in range(600):
             if process.poll() is not None:
-                log.seek(0)
-                pytest.fail(f"transformers serve ended: {log.read().decode()[-2000:]}")
+                pytest.fail(f"transformers serve ended: {log.read_text()[-2000:]}")
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
                 break
@@ -52,7 +53,6 @@ def served(tmp_path_factory):
     finally:
         process.terminate()
         process.wait(30)
-        log.close()
 
 
 def test_both_back_ends_give_the_same_answers_and_scores(served, tmp_path):

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from lengthen.common.errors import LengthenError, nearest
 from lengthen.common.files import append_json_line, read_json_lines, write_atomic
 from lengthen.common.manifest import StageContext, StageResult
+from lengthen.evaluate.ngrams import FOLDER, place_ngrams
 from lengthen.evaluate.predict import Predictions, ask, costs
 from lengthen.evaluate.prompts import Prompts
 from lengthen.evaluate.samples import Sample, SampleKey, cached_samples, place
@@ -193,6 +194,8 @@ def _add_cells(plan: Plan, job: Job, found: Suite, tasks: Sequence[str]) -> None
                 plan.notes.append(f"{found.name} {task} at {size_text(length)} could not be made: {error.what}")
                 continue
             place(path, job.ctx.folder / "samples")
+            if job.settings.ngrams:
+                place_ngrams(samples, path, job.ctx.folder / FOLDER)
             _check_lengths(plan, found, samples)
             plan.cells.append(Cell(job, found, task, length, samples))
             _show_first(plan, samples, job.ctx.folder / FIRST_PROMPTS)

@@ -159,13 +159,12 @@ def _mask(
     rows: int, queries: int, keys: int, window: int | None, pad_lens_B: torch.Tensor | None, device: torch.device
 ) -> torch.Tensor | None:
     """(B or 1, 1, Q, T), True where a query sees a key; None when all is seen."""
-    far = window is not None and keys > window
-    if queries == 1 and pad_lens_B is None and not far:
+    if queries == 1 and pad_lens_B is None and (window is None or keys <= window):
         return None
     key_T = torch.arange(keys, device=device)
     query_Q1 = torch.arange(keys - queries, keys, device=device)[:, None]
     seen = key_T <= query_Q1
-    if far:
+    if window is not None and keys > window:
         seen = seen & (key_T > query_Q1 - window)
     if pad_lens_B is None:
         return seen[None, None]

@@ -29,9 +29,8 @@ def render(tokenizer: PreTrainedTokenizerFast, request: Request, options: Mappin
             why="tokenizer_config.json and chat_template.jinja name none; base models often have none",
             fix="ask without one (`template: off`), or give the tokenizer a chat template",
         )
-    rendered = tokenizer.apply_chat_template(
-        list(request.messages or ()), tokenize=False, add_generation_prompt=True, **dict(options or {})
-    )
+    chat = [{"role": message["role"], "content": message["content"]} for message in request.messages or ()]
+    rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **dict(options or {}))
     return str(rendered) + request.prefix
 
 

@@ -88,6 +88,9 @@ class EvaluateStage(StageSettings):
     template_options: dict[str, bool | int | str] = Field(
         default_factory=dict, description="Variables of the chat template, e.g. {enable_thinking: false}."
     )
+    ngrams: bool = Field(
+        default=True, description="Write n-gram files of the samples, to clean training data of them (decontaminate)."
+    )
     rope: RopeSettings | None = Field(
         default=None, description="Other position parameters without training, e.g. {type: yarn, factor: 4}."
     )
