@@ -152,6 +152,7 @@ def test_other_settings_or_a_second_process_are_refused(run):
         self_lengthen(settings, StageContext(folder, seed=3, stage="loop"))
 
 
+@pytest.mark.slow
 def test_a_launched_training_leaves_the_same_files(run, tiny, tmp_path):
     """`training.launch` runs the same two stages as a recipe of its own; here with plain Python as the launcher."""
     import sys
