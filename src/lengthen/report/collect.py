@@ -91,9 +91,10 @@ class DataSet:
     report: dict[str, Any]
 
     def tables(self) -> list[tuple[str, list[dict[str, Any]]]]:
-        """Parts of data_report.json that are lists of records, such as one row a source."""
+        """Parts of data_report.json with one record a source or a cell of the mix, with their plain values."""
         found = []
-        for name, part in self.report.items():
+        for name in ("sources", "mix"):
+            part = self.report.get(name)
             if isinstance(part, dict) and part and all(isinstance(row, dict) for row in part.values()):
                 part = [{"name": key, **row} for key, row in part.items()]
             if isinstance(part, list) and part and all(isinstance(row, dict) for row in part):

@@ -69,7 +69,9 @@ class Devices:
 
     @property
     def title(self) -> str:
-        return self.type.name if self.is_cpu else f"{self.count} x {self.type.name}"
+        if self.is_cpu:
+            return f"this processor ({self.type.peak / 1e12:.2f} TFLOP/s measured now)"
+        return f"{self.count} x {self.type.name}"
 
 
 def parse_devices(text: str | None) -> Devices:

@@ -9,14 +9,18 @@ docs/plan.md compares the results with published and measured runs.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from lengthen.common.errors import LengthenError
+from lengthen.common.files import read_json
 from lengthen.common.progress import clock
 from lengthen.recipe.base import ModelFacts, size_text
+from lengthen.recipe.schema import Recipe
 from lengthen.recipe.stages.train import TrainStage, batch_and_steps
 from lengthen.train.devices import GIB, Devices, parse_devices
 
-__all__ = ["Estimate", "ModelSize", "estimate", "parse_devices", "render"]
+__all__ = ["Estimate", "ModelSize", "estimate", "parse_devices", "render", "row_length_in"]
 
 RECOMPUTE_OVER = 4096  # tokens at once from which `checkpointing: auto` recomputes, as lengthen.train.run decides
 HEAD_TOKENS, HEAD_WORDS = 4096, 32768  # tile of the fused head (TRL): tokens x vocabulary entries
@@ -58,6 +62,11 @@ class ModelSize:
             matrices=1 if c.get("tie_word_embeddings", True) else 2,
         )  # fmt: skip
 
+    def splits(self, ranks: int) -> bool:
+        """Whether Ulysses can share the heads out: whole query heads each, KV heads whole or repeated."""
+        kv = self.kv_width * self.heads // self.query_width
+        return self.heads % ranks == 0 and (kv % ranks == 0 or ranks % kv == 0)
+
     @property
     def weights(self) -> int:
         return self.layers * self.layer + self.matrices * self.embedding + self.hidden
@@ -97,19 +106,21 @@ def estimate(train: TrainStage, facts: ModelFacts, devices: Devices, row_length:
         row_length: longest row in tokens; default: the stage's length, else the model's window. With skipped
             positions rows are shorter than the length they reach: give the prepare stage's `row_length`.
 
-    Sequence parallelism (Ulysses) is the smallest that fits the memory and divides the heads; weights, gradients and
-    optimizer are sharded over all GPUs (FSDP2). On a CPU each process holds everything.
+    `sequence_parallel` and `sharding` count as they are set: by default several GPUs share weights, gradients and
+    optimizer (FSDP2), and each row lies on one device. Where that does not fit, the advice names what does.
+
+    Raises:
+        LengthenError: sequence_parallel does not divide the devices.
     """
     size = ModelSize.of(facts)
     length = row_length or train.length or facts.window
-    dtype = _dtype(train, devices)
-    tried = [
-        (sp, _memory(train, size, devices, length, sp, dtype))
-        for sp in range(1, devices.count + 1)
-        if devices.count % sp == 0 and size.heads % sp == 0 and (sp == 1 or not devices.is_cpu)
-    ]
-    limit = devices.type.memory_gib
-    sp, memory = next((one for one in tried if sum(one[1].values()) <= limit), tried[-1])
+    dtype, sp = _dtype(train, devices), train.sequence_parallel
+    if devices.count % sp:
+        raise LengthenError(
+            f"sequence_parallel {sp} does not divide {devices.count} devices.",
+            fix=f"set train.sequence_parallel to a divisor of {devices.count}, or name other --devices",
+        )
+    memory = _memory(train, size, devices, length, sp, dtype)
     recompute = _recompute(train, length // sp)
     work = _seconds_per_token(size, devices, length, recompute)
     speed = devices.count / work if not devices.is_cpu else 1 / work
@@ -121,6 +132,19 @@ def estimate(train: TrainStage, facts: ModelFacts, devices: Devices, row_length:
     )  # fmt: skip
     advice = () if found.fits else tuple(_advice(found, train, size))
     return Estimate(**{**found.__dict__, "advice": advice})
+
+
+def row_length_in(recipe: Recipe, train: TrainStage) -> int | None:
+    """Longest row that a train stage will read: from its prepare stages' settings, or from finished row folders."""
+    found: list[int] = []
+    for name in train.rows:
+        if name.startswith("@"):
+            found.append(int(getattr(recipe.stage(name[1:].split("/", 1)[0]), "row_length", 0)))
+            continue
+        folder = Path(name).expanduser()
+        file = next((f for f in (folder / "rows/dataset.json", folder / "dataset.json") if f.exists()), None)
+        found.append(int(read_json(file).get("row_length", 0)) if file else 0)
+    return max(found, default=0) or None
 
 
 def flops_per_token(size: ModelSize, length: int, recompute: bool) -> float:
@@ -146,7 +170,7 @@ def _seconds_per_token(size: ModelSize, devices: Devices, length: int, recompute
 def _memory(
     train: TrainStage, size: ModelSize, devices: Devices, length: int, sp: int, dtype: str
 ) -> dict[str, float]:  # fmt: skip
-    shards = 1 if devices.is_cpu else devices.count
+    shards = devices.count if _shared(train, devices) else 1
     number = 2 if dtype == "bfloat16" else 4
     tokens = length * train.micro_batch // sp
     trained = _trained_weights(train, size)
@@ -155,6 +179,7 @@ def _memory(
     gradient = 4 if _accumulates(train, length, devices.count // sp) else number
     state = 12 if number == 2 and train.lora is None else 8 if train.lora is None else 8 + 4 * (number == 2)
     whole_layers = 0 if shards == 1 else 2 * (size.layer + size.embedding / size.layers) * number
+    step = 3 * 4.0 * min(STEP_BUCKET, trained / shards) if number == 2 else 0.0
     parts = {
         "weights": size.weights * number / shards + whole_layers,
         "gradients": trained * gradient / shards,
@@ -162,10 +187,17 @@ def _memory(
         "activations": _activations(size, tokens, number, recompute, train.activation_offload),
         "attention workspace": _attention_workspace(size, tokens, number, sp, devices.is_cpu),
         "loss": _loss(size, tokens, number, devices.is_cpu),
-        "step workspace": 3 * 4.0 * min(STEP_BUCKET, trained / shards) if number == 2 else 0.0,
+        "step workspace": step,
         "libraries": devices.type.overhead_gib * GIB,
     }
+    if not devices.is_cpu:
+        # A GPU's allocator uses the room of the backward pass again; glibc keeps freed memory in pieces.
+        parts["step workspace"] = max(0.0, step - parts["activations"] - parts["loss"])
     return {name: value / GIB for name, value in parts.items()}
+
+
+def _shared(train: TrainStage, devices: Devices) -> bool:
+    return train.sharding == "fsdp2" or (train.sharding == "auto" and not devices.is_cpu)
 
 
 def _activations(size: ModelSize, tokens: int, number: int, recompute: bool, offload: bool) -> float:
@@ -245,12 +277,8 @@ def _advice(found: Estimate, train: TrainStage, size: ModelSize) -> list[str]:
     if train.lora is None:
         options.append((memory["gradients"] + memory["optimizer"], "lora: {} (adapters instead of all weights)"))
     if not found.devices.is_cpu:
-        more = found.devices.count * 2
-        if size.heads % (found.sequence_parallel * 2) == 0:
-            text = f"{more} devices with sequence parallelism over {found.sequence_parallel * 2}"
-            options.append((found.total_gib / 2, text))
-        else:
-            options.append((state / 2, f"{more} devices"))
+        ways = _more_parallel(found, train, size)
+        options += ways or [(state / 2, f"{found.devices.count * 2} devices")]
         if not train.activation_offload and found.recompute:
             kept = size.layers * found.row_length * size.hidden * 2 / found.sequence_parallel / GIB
             options.append((kept, "activation_offload: true (layer inputs wait in main memory)"))
@@ -259,6 +287,18 @@ def _advice(found: Estimate, train: TrainStage, size: ModelSize) -> list[str]:
     options.append((saved, f"rows of {size_text(half)} (with positions.type: skip they still reach the same length)"))
     lines = [f"saves about {gib:.1f} GiB: {text}" for gib, text in sorted(options, reverse=True)]
     return [f"{need:.1f} GiB too much on each device.", *lines]
+
+
+def _more_parallel(found: Estimate, train: TrainStage, size: ModelSize) -> list[tuple[float, str]]:
+    """The smallest sequence parallelism that fits these devices, or the largest that there is."""
+    ways = [
+        (n, found.total_gib - sum(_memory(train, size, found.devices, found.row_length, n, found.dtype).values()))
+        for n in range(found.sequence_parallel + 1, found.devices.count + 1)
+        if found.devices.count % n == 0 and size.splits(n)
+    ]
+    need = found.total_gib - found.devices.type.memory_gib
+    fitting = [way for way in ways if way[1] >= need] or ways[-1:]
+    return [(saved, f"sequence_parallel: {n}") for n, saved in fitting[:1]]
 
 
 def render(found: Estimate) -> str:
