@@ -53,9 +53,10 @@ class Finding:
 
 def probe_model(model_name: str) -> Verdict:
     """Load a model and probe it with rows of random tokens: `lengthen doctor --model M`."""
-    from lengthen.models import load_model, model_title
+    from lengthen.models import model_title
     from lengthen.recipe.stages.train import PositionSettings
     from lengthen.train.collate import Collator
+    from lengthen.train.load import load_model
 
     title = model_title(model_name)
     try:
@@ -131,7 +132,7 @@ def shorten(row: dict[str, Any]) -> dict[str, Any]:
     start = 0
     for n in row["doc_lens"][:_DOCUMENTS]:
         take = min(n, _TOKENS)
-        ids += row["input_ids"][start : start + take]
+        ids.extend(row["input_ids"][start : start + take])
         lens.append(take)
         start += n
     return {
