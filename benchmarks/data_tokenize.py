@@ -44,8 +44,8 @@ def texts(limit: int) -> Iterator[str]:
 
 
 def write_corpus(path: Path, size: int, book: bool) -> None:
-    """JSONL of about `size` bytes; texts repeat with another first line when the environment holds fewer. With a book, its
-    first document has 50 MB."""
+    """JSONL of about `size` bytes; texts repeat with another first line when the environment holds fewer. With a book,
+    its first document has 50 MB."""
     found = list(texts(min(size, 200 * 2**20)))
     written, copy = 0, 0
     with open(path, "w") as file:
@@ -193,7 +193,7 @@ def memory_rows(megabytes: int) -> Iterator[dict[str, Any]]:
             peaks["ours", factor] = measure("prepare", folder)["peak_gib"]
             if factor == 1:
                 peaks["theirs", 1] = measure("datatrove", folder)["peak_gib"]
-    work = f"peak memory: {megabytes:,} MB of JSONL with one 50 MB document, read, tokenised, packed and written, one worker"
+    work = f"peak memory: {megabytes:,} MB of JSONL with one 50 MB document to packed rows, one worker"
     yield row(
         "prepare-memory", work, "datatrove JsonlReader + DocumentTokenizer (tokens only)", [peaks["ours", 1]],
         [peaks["theirs", 1]], "GiB", less=True, ours_at_double_size=peaks["ours", 2],

@@ -14,7 +14,7 @@ STRIPPING = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# A reasoning model's: thoughts of earlier turns are taken out, so no prefix of the conversation is a prefix of the text.
+# A reasoning model's: thoughts of earlier turns are taken out, so a conversation's beginning is no prefix of its text.
 THINKING = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
     "{% if m['role'] == 'assistant' and not loop.last and '</think>' in m['content'] %}"
@@ -25,7 +25,7 @@ SYSTEM_FIRST = (
     "{{ '<|endoftext|>' }}{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
     + CHAT_TEMPLATE
 )
-NO_STOP = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+NO_STOP = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
 STRICT = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('first the user') }}{% endif %}" + CHAT_TEMPLATE
 
 

@@ -82,10 +82,12 @@ def small(tmp_path) -> tuple[Path, list[dict]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_ray_gives_the_same_bytes_and_tells_errors(tmp_path, small):
     ray = pytest.importorskip("ray")
     model, sources = small
-    settings = {"part_bytes": 400_000, "shard_tokens": 65_536}
+    # Few tasks: Ray starts a process for each.
+    settings = {"part_bytes": 400_000, "shard_tokens": 500_000}
     run(stage(model, sources, **settings), tmp_path / "here")
     # Workers import this test package for the functions that it sends them.
     root = str(Path(__file__).parents[2])

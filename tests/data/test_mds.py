@@ -17,7 +17,7 @@ from tests.data.helpers import model_folder, run, stage
 def some_rows(count: int, masked: bool) -> list[Row]:
     rng = np.random.default_rng(0)
     rows = []
-    for number in range(count):
+    for _ in range(count):
         lens = rng.integers(1, 400, size=rng.integers(1, 6)).astype(np.int32)
         ids = rng.integers(0, 50_000, size=int(lens.sum())).astype(np.int32)
         mask = rng.integers(0, 2, size=len(ids)).astype(np.uint8) if masked else None

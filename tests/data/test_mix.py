@@ -30,7 +30,7 @@ MANY = st.integers(0, 10**6).map(lambda seed: np.random.default_rng(seed).intege
 @given(MANY, MANY, st.floats(0.1, 0.9), st.integers(0, 99))
 def test_shares_without_a_total_use_as_much_as_they_allow(one, two, share, seed):
     share = round(share, 2)
-    stage, cells, flat = mixed([{"share": share}, {"share": round(1 - share, 2)}], [one, two], seed)
+    stage, cells, _ = mixed([{"share": share}, {"share": round(1 - share, 2)}], [one, two], seed)
     table = mix.mix_table(stage, cells)
     assert all(abs(row["share"] - row["asked_share"]) < 0.005 for row in table)
     assert any(row["tokens"] >= 0.98 * row["available_tokens"] for row in table)
@@ -39,7 +39,7 @@ def test_shares_without_a_total_use_as_much_as_they_allow(one, two, share, seed)
 
 @given(MANY, st.floats(0.2, 6.0), st.integers(0, 99))
 def test_repeats_are_bounded_and_even(one, repeat, seed):
-    stage, [cell], flat = mixed([{"repeat": repeat}], [one], seed)
+    _, [cell], _ = mixed([{"repeat": repeat}], [one], seed)
     uses = Counter(int(d) for chosen in cell.passes for d in chosen)
     assert max(uses.values()) <= int(np.ceil(repeat)) and min([uses[d] for d in range(len(one))]) >= int(repeat)
     assert abs(cell.taken - repeat * sum(one)) <= 300

@@ -113,7 +113,7 @@ def test_datasets_from_a_local_folder(tmp_path):
 
 
 def test_a_name_that_is_no_dataset(tmp_path):
-    with pytest.raises(LengthenError, match="the dataset 'nobody/nothing'.*cannot be opened"):
+    with pytest.raises(LengthenError, match=r"the dataset 'nobody/nothing'.*cannot be opened"):
         read({"kind": "hub", "dataset": "nobody/nothing"})
     import datasets
 
@@ -217,7 +217,7 @@ def test_a_circle_of_links_is_read_once(tmp_path):
 
 def test_paths_that_hold_nothing(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(LengthenError, match="sources.jsonl.paths: there is no"):
+    with pytest.raises(LengthenError, match=r"sources\.jsonl\.paths: there is no"):
         read({"kind": "jsonl", "name": "jsonl", "paths": str(tmp_path / "gone")})
     with pytest.raises(LengthenError, match="has no files named"):
         read({"kind": "text", "name": "t", "paths": str(tmp_path / "empty")})
@@ -300,15 +300,18 @@ def test_a_broken_archive(tmp_path):
     assert documents[0].text == "# a.py\nx = 1\n" and "broken_archive" in ledger.drops.by_rule
 
 
+A, B = {"kind": "text", "paths": "a"}, {"kind": "jsonl", "paths": "b"}
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"row_length": 1}, "greater than or equal to 2"),
-        ({"sources": [{"kind": "text", "paths": "a", "share": 0.5}, {"kind": "jsonl", "paths": "b", "share": 0.4}]}, "add up to 0.9"),
-        ({"sources": [{"kind": "text", "paths": "a", "share": 0.5}, {"kind": "jsonl", "paths": "b"}]}, "some have none"),
-        ({"sources": [{"kind": "text", "paths": "a"}, {"kind": "text", "paths": "b"}]}, "two sources are called 'text'"),
+        ({"sources": [{**A, "share": 0.5}, {**B, "share": 0.4}]}, "add up to 0.9"),
+        ({"sources": [{**A, "share": 0.5}, B]}, "some have none"),
+        ({"sources": [A, A]}, "two sources are called 'text'"),
         ({"sources": [{"kind": "text", "paths": "a", "piece_length": 8}]}, "piece_length has no meaning"),
-        ({"sources": [{"kind": "text", "paths": "a", "packing": "whole_documents", "piece_length": 48}]}, "does not divide"),
+        ({"sources": [{**A, "packing": "whole_documents", "piece_length": 48}]}, "does not divide"),
         ({"sources": [{"kind": "text", "paths": "a", "buckets": [{"share": 0.4}]}]}, "buckets add up to 0.4"),
         ({"sources": []}, "at least 1 item"),
         ({"executor": {"type": "slurm"}}, "slurm needs a partition"),

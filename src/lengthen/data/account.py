@@ -73,7 +73,9 @@ def _facts(
                 group_tokens = pc.call_function("sum", [lens]).as_py() or 0
                 tokens += group_tokens
                 if "loss_mask" in table.column_names:
-                    trained += pc.call_function("sum", [table.column("loss_mask").combine_chunks().flatten()]).as_py() or 0
+                    trained += (
+                        pc.call_function("sum", [table.column("loss_mask").combine_chunks().flatten()]).as_py() or 0
+                    )
                 else:
                     trained += group_tokens
     return {

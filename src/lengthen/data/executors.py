@@ -184,11 +184,14 @@ def _slurm_alive(job: str) -> bool:
 
 def _ray(step: Any, count: int, logs: Path, settings: Executor) -> PipelineExecutor:
     try:
-        import ray  # noqa: F401
+        import ray
     except ImportError as error:
         raise MissingExtra.of("executor.type ray", "ray") from error
     from datatrove.executor.ray import RayPipelineExecutor
 
+    if not ray.is_initialized():
+        # Joins the cluster that RAY_ADDRESS names or that runs on this machine; starts one here if there is none.
+        ray.init(log_to_driver=False)
     return RayPipelineExecutor(
         pipeline=[step], tasks=count, workers=settings.workers or -1, logging_dir=str(logs),
         cpus_per_task=settings.cpus_per_task, mem_per_cpu_gb=settings.memory_gb_per_cpu,

@@ -136,7 +136,10 @@ def _row_groups(file: storage.FileRef, ledger: Ledger) -> Iterator[tuple[Span, i
 
 
 def local_path(path: str, key: str) -> str:
-    """`package:NAME==VERSION#SHA256` to the folder of its files in the cache; other paths as they are."""
+    """`package:NAME==VERSION#SHA256` to the folder of its files in the cache, `installed:NAME` to that Python package's
+    own folder; other paths as they are."""
+    if path.startswith("installed:") and path != "installed:*":
+        return str(next(_installed(path.removeprefix("installed:"), key))[1])
     if not path.startswith("package:"):
         return path
     from lengthen.data.packages import package_folder

@@ -90,9 +90,7 @@ class TextTokenizer:
         return self.backend.encode(text, add_special_tokens=False)
 
 
-def _seam(
-    text: str, left: Encoding, left_at: int, right: Encoding, right_at: int, stop: int
-) -> tuple[int, int] | None:
+def _seam(text: str, left: Encoding, left_at: int, right: Encoding, right_at: int, stop: int) -> tuple[int, int] | None:
     """(token of left, token of right) that both begin at one character near the overlap's middle and agree around.
 
     Only places where the kind of character changes are taken. Inside a run of one kind, equal tokens prove nothing:
