@@ -6,12 +6,12 @@ Writes results/benchmarks/evaluate.json; rows of ids that are not asked for stay
 from __future__ import annotations
 
 import argparse
-import datetime
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.common import store
+
 MAKE = ("make-8k", "make-128k")
 RUN = ("needle-map", "many-questions")
 
@@ -28,28 +28,21 @@ def rows(model: str, ids: Sequence[str], longest: int, questions: int, samples: 
 
 
 def main() -> None:
-    from lengthen.common.files import read_json, write_json
-    from lengthen.common.manifest import commit, machine, versions
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("ids", nargs="*", metavar="ID", help=f"rows to measure: {', '.join((*MAKE, *RUN))}")
     parser.add_argument("--model", default="default")
     parser.add_argument("--longest", type=int, default=16384, help="longest prompt of needle-map and many-questions")
     parser.add_argument("--questions", type=int, default=20)
     parser.add_argument("--samples", type=int, default=100, help="samples of a task in make-8k and make-128k")
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "benchmarks" / "evaluate.json")
+    parser.add_argument("--out", type=Path, help="default: results/benchmarks/evaluate.json")
     arguments = parser.parse_args()
     ids = tuple(arguments.ids) or (*MAKE, *RUN)
     unknown = set(ids) - {*MAKE, *RUN}
     if unknown:
         parser.error(f"no such row: {', '.join(sorted(unknown))}")
-    known = {row["id"]: row for row in read_json(arguments.out)["rows"]} if arguments.out.exists() else {}
-    for row in rows(arguments.model, ids, arguments.longest, arguments.questions, arguments.samples):
-        known[row["id"]] = row
-        print(row)
-        today = datetime.datetime.now(datetime.UTC).date().isoformat()
-        head = {"machine": machine(), "versions": versions(), "date": today, "commit": commit()}
-        write_json(arguments.out, {**head, "rows": list(known.values())})
+    store(
+        "evaluate", rows(arguments.model, ids, arguments.longest, arguments.questions, arguments.samples), arguments.out
+    )
 
 
 if __name__ == "__main__":

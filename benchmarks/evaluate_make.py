@@ -17,6 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import row
+
 TASKS = ("niah_single_1", "niah_multikey_2", "niah_multikey_3", "vt", "cwe", "fwe")
 SAMPLES = 100
 LENGTHS = {"make-8k": 8192, "make-128k": 131072}
@@ -42,20 +44,13 @@ def rows(model: str, ids: tuple[str, ...] = tuple(LENGTHS), samples: int = SAMPL
             cached_s.append(again)
         peer_runs = runs if length < 2**16 else 1
         theirs_s = [sum(_timed(partial(make, length, samples)) for make in theirs) for _ in range(peer_runs)]
-        ours, peer = statistics.median(ours_s), statistics.median(theirs_s)
-        yield {
-            "id": name,
-            "work": f"{samples} samples at {length} tokens of {len(TASKS)} RULER tasks ({', '.join(TASKS)})",
-            "peer": "lm-evaluation-harness, its generators asked for the same number",
-            "ours": round(ours, 4),
-            "theirs": round(peer, 4),
-            "unit": "s",
-            "ratio": round(peer / ours, 2),
-            "runs": runs,
-            "spread": round(max(ours_s) - min(ours_s), 4),
-            "tokens_per_second": round(tokens / ours),
+        details = {
+            "tokens_per_second": round(tokens / statistics.median(ours_s)),
             "cached_seconds": round(statistics.median(cached_s), 4),
         }
+        work = f"{samples} samples at {length} tokens of {len(TASKS)} RULER tasks ({', '.join(TASKS)})"
+        peer = "lm-evaluation-harness, its generators asked for the same number"
+        yield row(name, work, peer, ours_s, theirs_s, "s", better="lower", details=details)
 
 
 def _timed(work: Callable[[], Any]) -> float:

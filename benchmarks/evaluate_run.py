@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import row
 from lengthen.generate import Request
 
 DEPTHS = [0.0, 25.0, 50.0, 75.0, 100.0]
@@ -32,19 +33,9 @@ def rows(
             work = f"{questions} questions over one JSON object of {max(lengths)} tokens"
         ours_s, ours = _ours(model, dtype, requests)
         theirs_s, theirs = _theirs(model, dtype, requests)
-        yield {
-            "id": name,
-            "work": work,
-            "peer": "transformers generate (sdpa), the same prompts one by one",
-            "ours": round(ours_s, 2),
-            "theirs": round(theirs_s, 2),
-            "unit": "s",
-            "ratio": round(theirs_s / ours_s, 2),
-            "runs": 1,
-            "spread": 0.0,
-            "identical_answers": sum(ours[r.id] == theirs[r.id] for r in requests),
-            "answers": len(requests),
-        }
+        details = {"identical_answers": sum(ours[r.id] == theirs[r.id] for r in requests), "answers": len(requests)}
+        peer = "transformers generate (sdpa), the same prompts one by one"
+        yield row(name, work, peer, [ours_s], [theirs_s], "s", better="lower", details=details)
 
 
 def needle_map(model: str, lengths: Sequence[int]) -> list[Request]:
