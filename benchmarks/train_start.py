@@ -80,7 +80,7 @@ def dp2(bench: Bench) -> dict[str, Any]:
 
 def _recipe(folder: Path, spec: dict[str, Any]) -> Path:
     settings = stage_settings(spec)
-    recipe = {"name": "benchmark", "model": settings.pop("model"), "stages": [settings]}
+    recipe = {"name": "benchmark", "model": settings["model"], "stages": [settings]}
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe, sort_keys=False))
     return path

@@ -35,7 +35,7 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
         metrics = folder / "metrics.jsonl"
         while not metrics.exists() or metrics.read_text().count("\n") < steps:
             peak[0] = peak_memory()
-            time.sleep(0.02)
+            time.sleep(0.05)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
