@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +21,8 @@ def test_examine_knows_this_machine():
     assert checks["transformers"].state == "good" and "TFLOP/s" in checks["bf16"].found
     assert str(os.environ["LENGTHEN_CACHE"]) in checks["cache"].found
     assert checks["default model"].state == "absent"  # each test has an empty cache
-    assert {"gpu", "lm-eval", "mds", "ray", "vllm", "docs", "dev"} <= set(checks)
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    assert {extra.name for extra in doctor.EXTRAS} == set(project["optional-dependencies"]) <= set(checks)
 
 
 def test_render_gives_advice_and_a_verdict():

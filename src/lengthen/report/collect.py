@@ -45,7 +45,7 @@ class Arm:
 
     scores: rows of scores.json with task, length, score in 0..1, low, high, n (those with a score).
     values: rows of scores.json that are no scores (value, unit).
-    answers: objects of predictions.jsonl.
+    answers: objects of predictions.jsonl. asked_how: template, seed of the samples and the like, as scores.json tells.
     """
 
     label: str
@@ -55,6 +55,7 @@ class Arm:
     values: tuple[dict[str, Any], ...]
     answers: tuple[dict[str, Any], ...]
     notes: tuple[str, ...]
+    asked_how: dict[str, Any] = field(default_factory=dict)
 
     def sample_files(self, suite: str, task: str, length: int) -> set[str]:
         """Names of the sample files of a cell; they end in a hash of all that decides the samples."""
@@ -186,6 +187,7 @@ def read_arm(label: str, folder: str | Path) -> Arm:
         values=tuple(row for row in rows if row.get("value") is not None),
         answers=tuple(read_json_lines(stage.folder / "predictions.jsonl")),
         notes=tuple(str(note) for note in found.get("notes", [])),
+        asked_how=found.get("asked") or {},
     )
 
 

@@ -84,13 +84,13 @@ def length_curves(arms: Sequence[Arm], suite: str) -> Picture:
     with _figure(name, 5.2, 3.1) as (figure, axes):
         shown = [(arm, points) for arm in arms if (points := averages(arm, suite))]
         for number, (arm, points) in enumerate(shown):
-            lengths = list(points)
-            scores = [100 * points[length].score for length in lengths]
-            low = [100 * _or(points[length].low, points[length].score) for length in lengths]
-            high = [100 * _or(points[length].high, points[length].score) for length in lengths]
-            style = _style(number, len(shown))
-            axes.fill_between(lengths, low, high, color=style["color"], alpha=0.16, linewidth=0)
-            axes.plot(lengths, scores, label=arm.title, **style)
+            scores = [100 * point.score for point in points.values()]
+            down = [100 * (point.score - _or(point.low, point.score)) for point in points.values()]
+            up = [100 * (_or(point.high, point.score) - point.score) for point in points.values()]
+            # Whiskers a little apart: shaded bands of few samples would cover one another.
+            at = [length * 1.025 ** (number - (len(shown) - 1) / 2) for length in points]
+            axes.errorbar(at, scores, yerr=[down, up], label=arm.title, capsize=2.5, elinewidth=1,
+                          **_style(number, len(shown)))  # fmt: skip
             rows += [
                 {"arm": arm.label, "length": length, "score": _rounded(point.score), "low": _rounded(point.low),
                  "high": _rounded(point.high), "n": point.n, "tasks": " ".join(point.tasks)}

@@ -169,7 +169,9 @@ def _environment(*, html: bool) -> jinja2.Environment:
 
 def number(value: Any) -> str:
     """1234567 -> `1,234,567`; 0.00123456 -> `0.001235`; texts as they are."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if not isinstance(value, int | float):
         return str(value)
     if isinstance(value, int) or (abs(value) >= 1000 and float(value).is_integer()):
         return f"{int(value):,}"

@@ -15,7 +15,8 @@ from lengthen.common.files import write_atomic, write_json
 from lengthen.common.manifest import StageContext, StageResult, commit, machine, versions
 from lengthen.recipe.stages.report import ReportStage
 from lengthen.report.card import base_of, publish
-from lengthen.report.collect import Evidence, collect, collect_runs
+from lengthen.report.collect import Arm, Evidence, collect, collect_runs
+from lengthen.report.compare import averages, suites_of
 from lengthen.report.render import View, build_view, to_html, to_markdown
 
 
@@ -68,10 +69,8 @@ def summary(view: View) -> dict[str, Any]:
     base, _ = base_of(evidence)
     for arm in evidence.arms:
         head = {"arm": arm.label, "recipe": evidence.recipe or arm.stage.manifest.get("recipe", ""),
-                "model": arm.model or base or ""}  # fmt: skip
-        for row in arm.scores:
-            rows.append({**head, **{key: row.get(key) for key in ("suite", "task")}, "length": int(row["length"]),
-                         **{key: row.get(key) for key in ("score", "low", "high", "n")}})  # fmt: skip
+                "model": base or arm.model}  # fmt: skip
+        rows += [{**head, **row} for row in _scores(arm)]
         for row in arm.values:
             rows.append({**head, **{key: value for key, value in row.items() if key not in head}})
     for growth in evidence.growths:
@@ -103,6 +102,24 @@ def summary(view: View) -> dict[str, Any]:
     }
 
 
+def _scores(arm: Arm) -> list[dict[str, Any]]:
+    """Rows of each task, and of each suite's mean under the suite's own name: one `needle` row a length, say."""
+    found: list[dict[str, Any]] = []
+    for suite in suites_of([arm]):
+        points = averages(arm, suite)
+        names = {task for point in points.values() for task in point.tasks}
+        if names != {suite}:
+            found += [{"suite": suite, "task": suite, "length": length, "score": point.score, "low": point.low,
+                       "high": point.high, "n": point.n, "tasks": list(point.tasks)}
+                      for length, point in points.items()]  # fmt: skip
+        if len(names) > 1 or names == {suite}:
+            keys = ("suite", "task", "length", "score", "low", "high", "n")
+            found += [
+                {key: row.get(key) for key in keys} for row in arm.scores if (row.get("suite") or row["task"]) == suite
+            ]
+    return found
+
+
 def _origin(evidence: Evidence, seed: int | None) -> dict[str, str]:
     """Facts for the page's foot. Stages may come from several machines and commits: all are named."""
     manifests = [stage.manifest for stage in evidence.stages] or [arm.stage.manifest for arm in evidence.arms]
@@ -112,11 +129,18 @@ def _origin(evidence: Evidence, seed: int | None) -> dict[str, str]:
         "date": time.strftime("%Y-%m-%d"),
         "command": _command(),
         "recipe": evidence.recipe,
+        "asked": "; ".join(dict.fromkeys(text for arm in evidence.arms if (text := _asked(arm)))),
         "seed": str(_recipe_seed(evidence) if seed is not None else ""),
         "machine": "; ".join(machines or [_machine_text(machine())]),
         "commit": ", ".join(commits or [commit() or "not a checkout"]),
     }
     return {key: value for key, value in found.items() if value not in ("", "None")}
+
+
+def _asked(arm: Arm) -> str:
+    """How an evaluation asked, as its scores.json tells: template, seed of the samples, haystack, intervals."""
+    plain = {key: value for key, value in arm.asked_how.items() if isinstance(value, str | int) and value != ""}
+    return ", ".join(f"{key.replace('_', ' ')}: {value}" for key, value in plain.items())
 
 
 def _recipe_seed(evidence: Evidence) -> int | None:
