@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +44,7 @@ class Predictions:
             "context": sample.context, "depth": sample.depth, "output": answer.text,
             "finish_reason": answer.finish_reason, "prompt_tokens": answer.prompt_tokens,
             "new_tokens": answer.new_tokens, "seconds": round(answer.seconds, 3), "score": score,
-            "refs": list(sample.refs),
+            "refs": list(sample.refs), "asked": asked(sample),
         }  # fmt: skip
         if answer.error is not None:
             row["error"] = answer.error
@@ -51,7 +52,12 @@ class Predictions:
         (self.errors if answer.finish_reason == "error" else self.by_id)[sample.id] = row
 
     def open_samples(self, samples: Sequence[Sample]) -> list[Sample]:
-        """Those that have no answer yet."""
+        """Those that have no answer yet. An answer to another question of the same id (a suite's options have changed
+        since) is let go of."""
+        for sample in samples:
+            row = self.by_id.get(sample.id)
+            if row is not None and "asked" in row and row["asked"] != asked(sample):
+                del self.by_id[sample.id]
         return [sample for sample in samples if sample.id not in self.by_id]
 
     def scored(self, suite: Suite, samples: Sequence[Sample]) -> list[Scored]:
@@ -63,6 +69,12 @@ class Predictions:
                 output = row["output"]
                 found.append(Scored(sample, output, suite.score(sample, output), row["finish_reason"]))
         return found
+
+
+def asked(sample: Sample) -> str:
+    """Stands for all that the model is given: the question, the beginning of the answer, the room."""
+    text = f"{sample.new_tokens}\0{sample.prefix}\0{sample.user}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def cost(sample: Sample) -> float:
