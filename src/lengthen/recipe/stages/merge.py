@@ -38,3 +38,7 @@ class MergeStage(StageSettings):
         if self.weights and abs(sum(self.weights) - 1) > 1e-6:
             raise ValueError(f"the weights sum to {sum(self.weights):g}, not 1")
         return self
+
+    def external_inputs(self) -> list[str]:
+        named = [*self.models, self.checkpoints or "", self.config_from or ""]
+        return [name for name in named if name and not name.startswith("@")]

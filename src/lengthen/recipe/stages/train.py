@@ -160,6 +160,10 @@ class TrainStage(StageSettings):
         rows = self.batch_rows or 1
         return 30.0 + 6.0 * rows * (self.steps or 200)
 
+    def external_inputs(self) -> list[str]:
+        named = [*self.rows, self.optimizer_from or "", *(g.scores for g in (*self.requires, *self.until))]
+        return [*super().external_inputs(), *(name for name in named if name and not name.startswith("@"))]
+
     def without_effect(self) -> set[str]:
         # The same numbers on any mesh: that is what the oracle proves.
         return {"sequence_parallel", "sharding"}
