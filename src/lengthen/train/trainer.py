@@ -354,7 +354,7 @@ class _StayInMemory(SFTConfig):
 def _arguments(o: Optimization, keeping: Housekeeping, plan: StepPlan, half: bool) -> SFTConfig:
     gpu = torch.cuda.is_available()
     kind = _StayInMemory if gpu and keeping.sharding == "fsdp2" else SFTConfig
-    return kind(
+    arguments = kind(
         output_dir=str(keeping.store),
         max_steps=o.steps,
         per_device_train_batch_size=plan.micro_rows,
@@ -385,3 +385,8 @@ def _arguments(o: Optimization, keeping: Housekeeping, plan: StepPlan, half: boo
         # averaged over the ranks before.
         accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": True}} if half else None,
     )
+    if arguments.n_gpu > 1:
+        # One process that sees several GPUs: Trainer would wrap the model into DataParallel, which cuts `doc_lens` up
+        # as if they were rows. One process trains on one GPU; `torchrun` uses the others.
+        arguments._n_gpu = 1
+    return arguments
