@@ -129,3 +129,7 @@ def check_filters(filters: Filters, where: str) -> None:
         unknown = [code for code in filters.languages if len(code) != 2 or not code.islower()]
         if unknown:
             raise LengthenError(f"{where}.languages: '{unknown[0]}' is no ISO 639-1 code.", fix="write en, de, zh ...")
+    if filters.decontaminate:
+        from lengthen.data.decontaminate import load_ngrams
+
+        load_ngrams(filters.decontaminate)
