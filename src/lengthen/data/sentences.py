@@ -1,7 +1,7 @@
-"""The `choose-sentences` stage: of each long row some sentences, in order, as a short row (LongRecipe, arXiv 2409.00509).
+"""The `choose-sentences` stage: of each long row some sentences, in order, as a short row (arXiv 2409.00509).
 
-Ids, documents and units come from the same sentences in one step, so that skipped positions always fit the sentences that
-they belong to.
+Ids, documents and units come from the same sentences in one step, so that skipped positions always fit the sentences
+that they belong to.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def choose_sentences(settings: ChooseSentencesStage, ctx: StageContext) -> Stage
                     for at in mine
                     if (row := _chosen(read_row(sets[at[0]], at[1]), tokenizer, weights, settings, ctx.seed, at, drops))
                 ]
-                counts = {"rows": len(made), "tokens": sum(len(row.ids) for row in made),
-                          "sentences": sum(len(row.unit_lens) for row in made if row.unit_lens is not None)}  # fmt: skip
+                units = sum(len(row.unit_lens) for row in made if row.unit_lens is not None)
+                counts = {"rows": len(made), "tokens": sum(len(row.ids) for row in made), "sentences": units}
                 write_shard(part, iter(made), settings.row_length, _COLUMNS)
                 write_json(record, {**counts, "drops": drops.by_rule})
             bar.advance(len(mine))

@@ -2,10 +2,10 @@
 
 LongRecipe (arXiv 2409.00509, section 3.1) tallies parts of speech with a trained tagger. The classes that its choice of
 sentences rests on (numerals, pronouns and auxiliaries, conjunctions and adpositions) are closed: their words can be
-listed, so no model has to be downloaded. Limits: a word has one class here whatever its use ("that", "to", "like", "her");
-nouns, verbs, adjectives and adverbs are one class, `content`, except for names (`name`: a capital inside a sentence). English
-and Chinese only; words of other languages count as content. In Chinese, signs and words of the lists are found in running
-text, longest first, without segmentation.
+listed, so no model has to be downloaded. Limits: a word has one class here whatever its use ("that", "to", "like",
+"her"); nouns, verbs, adjectives and adverbs are one class, `content`, except for names (`name`: a capital inside a
+sentence). English and Chinese only; words of other languages count as content. In Chinese, signs and words of the
+lists are found in running text, longest first, without segmentation.
 """
 
 from __future__ import annotations
@@ -20,19 +20,24 @@ CLASSES = (
 
 _LISTS: dict[str, str] = {
     "number": "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million billion "
+    "seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million "
+    "billion "
     "trillion dozen first second third fourth fifth sixth seventh eighth ninth tenth half twice thrice",
     "pronoun": "i me my mine myself you your yours yourself yourselves he him his himself she her hers herself it its "
     "itself we us our ours ourselves they them their theirs themselves who whom whose which what whoever whatever "
-    "someone somebody something anyone anybody anything everyone everybody everything none nobody nothing thou thee thy "
+    "someone somebody something anyone anybody anything everyone everybody everything none nobody nothing thou thee "
+    "thy "
     "thine ye",
-    "auxiliary": "be am is are was were been being have has had having do does did will would shall should can could may "
+    "auxiliary": "be am is are was were been being have has had having do does did will would shall should can "
+    "could may "
     "might must ought cannot don't doesn't didn't isn't aren't wasn't weren't won't wouldn't can't couldn't shouldn't "
     "hasn't haven't hadn't hath doth",
     "conjunction": "and or but nor yet so if because although though while whereas unless until since whether when "
     "whenever where wherever as than that lest",
-    "adposition": "of in to for with on at by from up about into over after under between through during before without "
-    "within against among amongst across behind beyond near off onto out toward towards upon via per above below beneath "
+    "adposition": "of in to for with on at by from up about into over after under between through during before "
+    "without "
+    "within against among amongst across behind beyond near off onto out toward towards upon via per above below "
+    "beneath "
     "beside besides despite except inside outside around along down",
     "determiner": "the a an this these those each every either neither some any no all both few many much several such "
     "another other",

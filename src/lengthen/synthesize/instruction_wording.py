@@ -6,20 +6,29 @@ import random
 
 ASK: dict[str, dict[str, str]] = {
     "en": {
-        "general": "Here is a text.\n\n{text}\n\nThink of {n} different things that an attentive reader of this text might "
+        "general": "Here is a text.\n\n{text}\n\nThink of {n} different things that an attentive reader of this "
+        "text might "
         "want to know. Write each as one question that the text answers, without saying 'the text' or 'the passage'.",
-        "summary": "Read the following.\n\n{text}\n\nWrite {n} requests that can only be met by summing up: the whole, one "
+        "summary": "Read the following.\n\n{text}\n\nWrite {n} requests that can only be met by summing up: the "
+        "whole, one "
         "of its parts, one thread that runs through it, or one person's or component's role in it.",
-        "reasoning": "Below is a document.\n\n{text}\n\nWrite {n} questions that no single place of it answers: each must "
-        "need facts from at least two places far apart, put together or compared, with one answer that follows from them.",
-        "extraction": "Study this document.\n\n{text}\n\nWrite {n} questions whose answer is a detail that stands in it "
+        "reasoning": "Below is a document.\n\n{text}\n\nWrite {n} questions that no single place of it answers: "
+        "each must "
+        "need facts from at least two places far apart, put together or compared, with one answer that follows from "
+        "them.",
+        "extraction": "Study this document.\n\n{text}\n\nWrite {n} questions whose answer is a detail that stands "
+        "in it "
         "word for word: a name, a number, a date, a place, a condition, or a list of such details.",
     },
     "zh": {
-        "general": "下面是一篇文章。\n\n{text}\n\n请设想认真的读者会想知道的{n}件不同的事，每件写成一个能由文章回答的问题，问题中不要出现“本文”或“文章”。",
-        "summary": "请阅读以下内容。\n\n{text}\n\n请写出{n}个只有通过概括才能完成的要求：概括全文、其中一部分、贯穿始终的一条线索，或某个人物、部件所起的作用。",
-        "reasoning": "以下是一份文件。\n\n{text}\n\n请写出{n}个问题，每个问题都不能只凭一处回答，必须把相距较远的至少两处内容结合或比较，并且只有一个可由此推出的答案。",
-        "extraction": "请仔细研究这份文件。\n\n{text}\n\n请写出{n}个问题，其答案是文件中原样出现的细节：人名、数字、日期、地点、条件，或这些细节的列举。",
+        "general": "下面是一篇文章。\n\n{text}\n\n请设想认真的读者会想知道的{n}件不同的事，每件写成一个能由"
+        "文章回答的问题，问题中不要出现“本文”或“文章”。",
+        "summary": "请阅读以下内容。\n\n{text}\n\n请写出{n}个只有通过概括才能完成的要求：概括全文、其中一部"
+        "分、贯穿始终的一条线索，或某个人物、部件所起的作用。",
+        "reasoning": "以下是一份文件。\n\n{text}\n\n请写出{n}个问题，每个问题都不能只凭一处回答，必须把相距"
+        "较远的至少两处内容结合或比较，并且只有一个可由此推出的答案。",
+        "extraction": "请仔细研究这份文件。\n\n{text}\n\n请写出{n}个问题，其答案是文件中原样出现的细节：人名"
+        "、数字、日期、地点、条件，或这些细节的列举。",
     },
 }
 FORM = {
@@ -70,7 +79,7 @@ _TOPICS = {
     "zh": {
         "什么是{}？它有什么用途？": ("指南针", "算盘", "温度计", "显微镜", "滑轮", "温室", "护照", "词典", "电池"),
         "请解释{}是怎样工作的。": ("自行车刹车", "拉链", "帆船", "净水器", "风车", "钢琴", "高压锅", "太阳能板"),
-        "请给我一些关于{}的建议。": ("学习游泳", "种西红柿", "当众讲话", "攒钱", "写日记", "准备考试", "早起", "多读书"),
+        "请给我一些关于{}的建议。": ("学习游泳", "种西红柿", "当众讲话", "攒钱", "写日记", "准备考试", "早起"),
         "请简单介绍{}的历史。": ("纸", "茶叶", "丝绸", "象棋", "邮票", "钟表", "地图", "雨伞"),
         "{}有什么区别？": ("青蛙和蟾蜍", "天气和气候", "长篇小说和短篇小说", "湖和池塘", "彗星和流星"),
     },

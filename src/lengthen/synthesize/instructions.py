@@ -1,8 +1,8 @@
-"""The `instructions` stage: a model asks about documents and answers itself (LongAlign, arXiv 2401.18058, section 3.1).
+"""The `instructions` stage: a model asks about documents and answers itself (arXiv 2401.18058, section 3.1).
 
-For each conversation a document and one of four kinds of prompt are drawn; the writer lists questions; one is drawn; the
-writer answers it with the document before its eyes. The prompts' wording is ours. With `about: topics` everyday questions
-made by program take the place of the first call: short chats where none are at hand.
+For each conversation a document and one of four kinds of prompt are drawn; the writer lists questions; one is drawn;
+the writer answers it with the document before its eyes. The prompts' wording is ours. With `about: topics` everyday
+questions made by program take the place of the first call: short chats where none are at hand.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class Item:
 def write_instructions(settings: InstructionsStage, ctx: StageContext) -> StageResult:
     """Write `chat.jsonl` with `count` conversations, fewer when `tries` times as many were asked for and refused.
 
-    Every answer of the writer is kept as it comes, so a killed stage asks nothing twice. Refused ones are counted by rule.
+    Every answer of the writer is kept as it comes, so a killed stage asks nothing twice. Refused ones are counted by
+    rule.
 
     Raises:
         LengthenError: documents that are not there or too short, a writer that answers nothing at all.

@@ -1,10 +1,10 @@
 """The `analyse-tokens` stage: which words a long-tuned model expects more than its base does.
 
-LongRecipe (arXiv 2409.00509, section 3.1): with base H and long-tuned H', D(t) = sum over the places i of token type t of
-S_H'(X_i = t | x_<i) - S_H(X_i = t | x_<i), S the final logits. In each sample the top 20% of the positions by this
-difference count as impactful; their word classes are tallied. A class's weight is how much more often it stands among the
-impactful positions than anywhere. The paper's figure: numerals about 0.4, pronouns and auxiliaries 0.15, conjunctions and
-adpositions 0.1. Its code has no H and H'; it keeps sentences with a digit.
+LongRecipe (arXiv 2409.00509, section 3.1): with base H and long-tuned H', D(t) = sum over the places i of token type
+t of S_H'(X_i = t | x_<i) - S_H(X_i = t | x_<i), S the final logits. In each sample the top 20% of the positions by
+this difference count as impactful; their word classes are tallied. A class's weight is how much more often it stands
+among the impactful positions than anywhere. The paper's figure: numerals about 0.4, pronouns and auxiliaries 0.15,
+conjunctions and adpositions 0.1. Its code has no H and H'; it keeps sentences with a digit.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _score_all(
 
 @torch.no_grad()
 def token_scores(model: Any, ids: np.ndarray, doc_lens: list[int], *, log_prob: bool = False) -> np.ndarray:
-    """Score of each token at its own place, float32 (T,); NaN for the first token of a document, which nothing predicts.
+    """Score of each token at its place, float32 (T,); NaN for the first token of a document: nothing predicts it.
 
     The logits are made a block of positions at a time: T x vocabulary of them would not fit for long rows.
     """
@@ -137,8 +137,8 @@ def _positions(doc_lens: list[int]) -> torch.Tensor:
 
 
 def token_classes(ids: np.ndarray, tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    """Word class of each token: of the word in which its first sign that is no white space stands. A token of white space
-    alone, or a special token, is `space`."""
+    """Word class of each token: of the word in which its first sign that is no white space stands. A token of white
+    space alone, or a special token, is `space`."""
     pieces = [str(tokenizer.decode([int(i)])) for i in ids]
     special = set(tokenizer.all_special_ids)
     # Tokens may hold parts of a sign (bytes), so pieces need not add up to the text: places are found piece by piece.
@@ -159,7 +159,7 @@ def token_classes(ids: np.ndarray, tokenizer: PreTrainedTokenizerFast) -> list[s
 
 
 class Tally:
-    """Sums over samples: D(t) and occurrences by token type; word classes of all positions and of the impactful ones."""
+    """Sums over samples: D(t) and occurrences by token type; word classes of all positions and of impactful ones."""
 
     def __init__(self, top: float) -> None:
         self.top = top
@@ -170,8 +170,8 @@ class Tally:
         self.samples = 0
 
     def add(self, ids: np.ndarray, gain: np.ndarray, classes: list[str]) -> None:
-        """One sample: `gain` is the difference of scores at each token, NaN where there is none. White space and special
-        tokens belong to no word and are left out."""
+        """One sample: `gain` is the difference of scores at each token, NaN where there is none. White space and
+        special tokens belong to no word and are left out."""
         places = np.array([i for i, name in enumerate(classes) if name != SPACE and not np.isnan(gain[i])], dtype=int)
         if not len(places):
             return

@@ -165,8 +165,12 @@ class TrainStage(StageSettings):
         return [*super().external_inputs(), *(name for name in named if name and not name.startswith("@"))]
 
     def without_effect(self) -> set[str]:
-        # The same numbers on any mesh: that is what the oracle proves.
-        return {"sequence_parallel", "sharding"}
+        # The same numbers on any mesh and with or without recomputation: that is what the oracle proves. An
+        # interrupted training goes on when only these differ (out of memory: `--set train.checkpointing=true`).
+        return {
+            "sequence_parallel", "sharding", "checkpointing", "activation_offload", "workers", "save_every", "keep",
+            "report_to",
+        }  # fmt: skip
 
     def derived(self, facts: ModelFacts | None) -> list[Derived]:
         found: list[Derived] = []
@@ -193,7 +197,7 @@ def batch_and_steps(stage: TrainStage, row_length: int, rows: int, group: int = 
     """Derive what the settings leave open.
 
     Args:
-        row_length: longest row, in tokens.
+        row_length: mean length of the rows, in tokens: shorter rows must not make a token budget smaller.
         rows: rows to be trained on once (all of the data set).
         group: rows that all ranks take at once; the batch is a multiple of it.
     """

@@ -1,0 +1,158 @@
+"""Every packaged recipe loads, names the sources of its numbers and can be planned; ProLong runs in miniature."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from lengthen.commands import plan_text, show_text
+from lengthen.common.files import read_json
+from lengthen.data.mds import write_mds
+from lengthen.data.shards import Row
+from lengthen.recipe.base import ModelFacts
+from lengthen.recipe.load import load_recipe, preset_names
+from lengthen.recipe.rope import extend
+from lengthen.recipe.stages.train import TrainStage
+from lengthen.runner import run_recipe
+from lengthen.train.estimate import estimate, parse_devices
+from tests.conftest import make_model
+
+EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").rglob("*.yaml"))
+
+
+def config_only(folder: Path, **changes) -> Path:
+    """A folder with the published config of an 8B model and no weights."""
+    config = {
+        "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 8192,
+        "rope_theta": 500000.0, "tie_word_embeddings": False, **changes,
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def eight_billion(tmp_path_factory) -> Path:
+    return config_only(tmp_path_factory.mktemp("8b"))
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_each_preset_loads_shows_and_plans_every_training(name, eight_billion):
+    recipe = load_recipe(name, model=str(eight_billion))
+    text = show_text(recipe)
+    assert all(f"name: {stage}" in text for stage in recipe.names)
+    trainings = [stage for stage in recipe.stages if isinstance(stage, TrainStage)]
+    planned = plan_text(recipe, "64xH100-80GB")
+    assert all(f"{stage.name} on 64x" in planned for stage in trainings) if trainings else "nothing to price" in planned
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_each_preset_says_where_its_numbers_come_from(name):
+    data = load_recipe(name)
+    assert data.description
+    # quickstart-full and self-lengthen-laptop take their base's sources along.
+    assert data.sources, "published, second-hand or lengthen's own: a reader must be able to tell"
+    assert all(len(source) > 3 for source in data.sources.values())
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_each_experiment_is_a_whole_recipe(path):
+    recipe = load_recipe(str(path))
+    assert recipe.names[-1] == "report" or any(stage.kind == "evaluate" for stage in recipe.stages)
+
+
+def test_published_rope_bases_come_out(eight_billion):
+    """Bases that papers and model cards print, from the presets' own settings."""
+    facts = ModelFacts.read(eight_billion)
+
+    def base(preset: str, stage: str) -> float:
+        train = load_recipe(preset).stage(stage)
+        assert isinstance(train, TrainStage)
+        parameters = extend(facts, train.length, train.rope).parameters
+        assert parameters is not None
+        return parameters["rope_theta"]
+
+    assert base("prolong", "train-64k") == 8e6 and base("prolong", "train-512k") == 1.28e8
+    assert base("longrecipe", "long") == pytest.approx(48_877_309.5, rel=1e-6)
+    assert base("gradient", "train-1m") == 2.8e9 and base("smollm3", "train-32k") == 1.5e6
+
+
+def test_a_given_first_window_replaces_the_scaling_that_a_model_has(tmp_path):
+    scaling = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192, "rope_theta": 5e5}
+    facts = ModelFacts.read(config_only(tmp_path, max_position_embeddings=131072, rope_parameters=scaling))
+    train = load_recipe("ultralong").stage("train")
+    assert isinstance(train, TrainStage)
+    made = extend(facts, train.length, train.rope)
+    assert made.window == 2**20 and made.parameters is not None
+    assert (made.parameters["rope_type"], made.parameters["factor"]) == ("yarn", 128.0)
+    assert (made.parameters["original_max_position_embeddings"], made.parameters["beta_fast"]) == (8192, 4.0)
+
+
+def test_shares_of_prolong_are_table_nine():
+    recipe = load_recipe("prolong").model_dump()
+    for stage in recipe["stages"]:
+        if stage["name"] in ("mix-64k", "mix-512k"):
+            shares = {source["name"]: source["share"] for source in stage["sources"]}
+            assert sum(shares.values()) == pytest.approx(1)
+            short = ("fineweb-edu", "fineweb-2023-50", "wikipedia", "stackexchange", "tulu-v2", "openwebmath", "arxiv")
+            assert sum(shares[name] for name in short) == pytest.approx(0.37)
+
+
+def test_ultra_long_rows_fit_somewhere(eight_billion):
+    """The plan of a 512K stage finds a sequence-parallel degree that fits."""
+    train = load_recipe("prolong").stage("train-512k")
+    assert isinstance(train, TrainStage)
+    found = estimate(train, ModelFacts.read(eight_billion), parse_devices("64xH100-80GB"))
+    assert found.fits and found.sequence_parallel >= 2
+
+
+def _mds(folder: Path, rng: np.random.Generator, lengths: list[int], *, masked: bool = False) -> str:
+    rows = []
+    for n in lengths:
+        ids = rng.integers(5, 500, size=n).astype(np.int32)
+        mask = (rng.random(n) < 0.5).astype(np.uint8) if masked else None
+        rows.append(Row(ids, np.array([n], np.int32), "isolated", ("x",), mask))
+    write_mds(folder, rows)
+    return str(folder)
+
+
+def test_prolong_in_miniature(tmp_path):
+    """The preset's own stages in its own order, two steps each, 512 for 64K and 1,024 for 512K, on MDS folders."""
+    make_model(tmp_path / "model", window=256)
+    rng = np.random.default_rng(0)
+    stages: list[dict] = []
+    for number, stage in enumerate(load_recipe("prolong").model_dump()["stages"]):
+        name = stage["name"]
+        if stage["kind"] == "prepare":
+            last, row = name == "chats", 1024 if name == "mix-512k" else 512
+            sources = []
+            for source in stage["sources"]:
+                whole = 1024 if source["name"].endswith("-512k") else 512
+                lengths = [whole] * 6 if (source["share"] or 0) > 0.1 else [120] * 12
+                path = _mds(tmp_path / f"mds-{number}-{source['name']}", rng, lengths, masked=last)
+                sources.append({**{k: source[k] for k in ("kind", "name", "share")}, "paths": [path]})
+            stages.append({"name": name, "row_length": row, "tokens": None if last else 8192, "sources": sources})
+        elif stage["kind"] == "train":
+            length = {"train-64k": 512, "train-512k": 1024, "sft": 1024}[name]
+            stages.append({"name": name, "length": length, "steps": 2, "batch_rows": 2, "save_every": 1,
+                           "sequence_parallel": 1, "dtype": "float32"})  # fmt: skip
+    recipe = {"extends": "prolong", "name": "miniature", "model": str(tmp_path / "model"), "stages": stages}
+    for stage in stages:
+        for source in stage.get("sources", []):
+            if source["share"] is None:
+                del source["share"]
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    run = run_recipe(load_recipe(str(tmp_path / "r.yaml")), tmp_path / "run", say=lambda _: None)
+    for name, base in (("train-64k", 8e6), ("train-512k", 1.28e8), ("sft", 1.28e8)):
+        lines = (run / "stages" / name / "metrics.jsonl").read_text().splitlines()
+        assert len(lines) == 2 and all(np.isfinite(json.loads(line)["loss"]) for line in lines)
+        assert read_json(run / "stages" / name / "model/config.json")["rope_parameters"]["rope_theta"] == base
+    assert (run / "report.html").exists()
+    shares = read_json(run / "stages/mix-64k/manifest.json")["counts"]
+    assert shares["rows"] >= 12
