@@ -67,7 +67,7 @@ def run(
     loaded = load_recipe(recipe, model=model, changes=set_ or ())
     folder = out or Path("runs") / loaded.name
     if dry_run:
-        typer.echo(dry_run_text(loaded, folder))
+        typer.echo(dry_run_text(loaded, folder, redo or []))
     else:
         run_and_tell(loaded, folder, redo or [], _command_line())
 

@@ -60,11 +60,11 @@ def _headline(recipe: Recipe, folder: Path) -> str:
     return found or f"{len(recipe.names)} stages done"
 
 
-def dry_run_text(recipe: Recipe, folder: Path) -> str:
+def dry_run_text(recipe: Recipe, folder: Path, redo: Sequence[str] = ()) -> str:
     """Stages with their state, and what remains."""
     from lengthen.runner import plan_run
 
-    plans = plan_run(recipe, folder)
+    plans = plan_run(recipe, folder, redo)
     width = max(len(plan.name) for plan in plans)
     lines = [f"{recipe.name} in {folder}"]
     for number, plan in enumerate(plans, 1):
@@ -123,7 +123,10 @@ def one_stage_recipe(
     """A recipe around a single stage; `--set key=value` speaks of that stage, or of the recipe's own keys."""
     data: dict[str, Any] = {"name": name, "stages": [stage, *([after] if after else [])]}
     for change in changes:
-        own = change.split("=", 1)[0].strip() in ("seed", "model", "description")
+        key = change.split("=", 1)[0].strip()
+        if key == "model":
+            raise LengthenError(f"--set {change}: the model is named on the command line itself.", fix="drop the --set")
+        own = key in ("seed", "description") or (after is not None and key.startswith(f"{after['kind']}."))
         apply_change(data, change if own else f"{stage['kind']}.{change}")
     return build_recipe(data, name)
 

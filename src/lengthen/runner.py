@@ -63,9 +63,9 @@ class StagePlan:
     cost: float
 
 
-def plan_run(recipe: Recipe, run: Path) -> list[StagePlan]:
-    """The stages with their state, without running anything. A stage behind one that has to run shows as `new` or
-    `changed`, since its inputs are not known before."""
+def plan_run(recipe: Recipe, run: Path, redo: Sequence[str] = ()) -> list[StagePlan]:
+    """The stages with their state, without running anything; `redo` names those that shall run anew. A stage behind
+    one that has to run shows as `new` or `changed`, since its inputs are not known before."""
     plans: list[StagePlan] = []
     open_stages: set[str] = set()
     for stage in recipe.stages:
@@ -77,6 +77,8 @@ def plan_run(recipe: Recipe, run: Path) -> list[StagePlan]:
             why = f"waits for {', '.join(waits)}"
         else:
             state, why = _state(folder, manifest, *marks(stage, recipe, run))
+        if stage.name in redo and manifest:
+            state, why = "changed", "asked for anew"
         if state != "done":
             open_stages.add(stage.name)
         plans.append(StagePlan(stage.name, stage.kind, state, why, folder, stage.cost()))
@@ -134,9 +136,11 @@ def _stage(
 ) -> None:
     folder = run / "stages" / stage.name
     mark, stem = marks(stage, recipe, run)
-    state, _ = _state(folder, _manifest(folder), mark, stem)
-    if redo or state == "changed":
-        state = _put_aside(folder, keep=state != "new")
+    state, why = _state(folder, _manifest(folder), mark, stem)
+    if folder.exists() and (state == "changed" or (redo and state != "new")):
+        aside = _put_aside(folder)
+        say(f"{title}: {'asked for anew' if redo else why}; what was there is kept in {aside.name}")
+        state = "new"
     if state == "done":
         say(f"{title}: done before, skipped")
         launch.tell(stage.name, "skip")
@@ -227,15 +231,14 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
     return read_json(path) if path.exists() else None
 
 
-def _put_aside(folder: Path, *, keep: bool) -> State:
-    """Move an outdated stage folder aside; nothing of the user's is deleted."""
-    if keep and folder.exists():
-        number = 1
-        while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
-            number += 1
-        with explain_disk(folder):
-            os.rename(folder, aside)
-    return "new"
+def _put_aside(folder: Path) -> Path:
+    """Move an outdated stage folder aside; nothing of the user's is deleted. Returns its new name."""
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
+        number += 1
+    with explain_disk(folder):
+        os.rename(folder, aside)
+    return aside
 
 
 def _folders(recipe: Recipe, run: Path) -> dict[str, Path]:

@@ -47,8 +47,8 @@ def test_pairs_are_matched_by_sample_and_drawn_over_contexts(tmp_path):
     (pair,) = paired(before, after)
     assert (pair.contexts, pair.better, pair.worse) == (10, 20, 0)
     assert pair.difference == pytest.approx(0.5)
-    # Every context gains the same half, so the interval over contexts is a point; over questions it would not be.
-    assert pair.low == pytest.approx(0.5) and pair.high == pytest.approx(0.5)
+    # All ten contexts gain the same half; the interval says how many others may still differ: t = 0.025^(1/10) = 0.69.
+    assert pair.low == pytest.approx(0.037, abs=1e-3) and pair.high == pytest.approx(0.654, abs=1e-3)
 
 
 def test_paired_interval_covers_what_varies(tmp_path):

@@ -79,7 +79,11 @@ def paired(
         return None
     gaps = [b[i] - a[i] for i in ids]
     sums_C, counts_C = _by_context(gaps, [contexts[i] for i in ids])
-    low, high = _percentiles(sums_C, counts_C, seed)
+    means_C = sums_C / counts_C
+    if np.ptp(means_C) < 1e-12:
+        low, high = _agreeing(float(means_C[0]), len(means_C))
+    else:
+        low, high = _percentiles(sums_C, counts_C, seed)
     return Difference(
         float(np.mean(gaps)), low, high, len(ids), len(sums_C), sum(g > 0 for g in gaps), sum(g < 0 for g in gaps)
     )
@@ -94,10 +98,19 @@ def _by_context(values: Sequence[float], contexts: Sequence[str]) -> tuple[np.nd
     return sums, counts
 
 
+def _agreeing(gap: float, groups: int) -> tuple[float, float]:
+    """Interval where all contexts differ by the same gap, from which a bootstrap would draw nothing but the gap.
+
+    With probability 1 - 0.025, at least a share t = 0.025^(1/n) of all contexts is like the n that were seen (Clopper
+    and Pearson, 1934); the others may lie anywhere in -1..1. So 5 of 5 gains are not yet sure, 6 of 6 are, as in a
+    sign test.
+    """
+    t = ((1 - LEVEL) / 2) ** (1 / groups)
+    return max(-1.0, t * gap - (1 - t)), min(1.0, t * gap + (1 - t))
+
+
 def _percentiles(sums_C: np.ndarray, counts_C: np.ndarray, seed: int) -> tuple[float, float]:
     groups = len(sums_C)
-    if groups == 1:
-        return float("-inf"), float("inf")
     draws_RC = np.random.default_rng(seed).integers(0, groups, (RESAMPLES, groups))
     means_R = sums_C[draws_RC].sum(1) / counts_C[draws_RC].sum(1)
     tail = 100 * (1 - LEVEL) / 2

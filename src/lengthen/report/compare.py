@@ -9,14 +9,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from lengthen.common.seeds import derive_seed
+from lengthen.evaluate import statistics
 from lengthen.report.collect import Arm
 
 RULER_THRESHOLD = 0.856  # Llama-2-7B-chat at 4K, RULER (arXiv 2404.06654), section 4
 RELATIVE_THRESHOLD = 0.85  # share of the model's own score at its shortest length, NoLiMa (arXiv 2502.05167)
-_RESAMPLES = 2000
 _AVERAGES = ("average", "mean")
 
 
@@ -155,20 +153,16 @@ def _scored(arm: Arm) -> dict[tuple[str, str, int, str], tuple[str, float]]:
 
 
 def _pair(first: str, second: str, cell: tuple[str, str, int], rows: Sequence[tuple[str, float, float]]) -> Pair:
-    by_context: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for context, before, after in rows:
-        by_context[context].append((before, after))
-    sums = np.array([[sum(b for b, _ in v), sum(a for _, a in v), len(v)] for v in by_context.values()])
-    before, after, count = sums.sum(axis=0)
-    random = np.random.default_rng(derive_seed(0, "paired", *cell))
-    drawn = sums[random.integers(0, len(sums), size=(_RESAMPLES, len(sums)))].sum(axis=1)
-    differences = (drawn[:, 1] - drawn[:, 0]) / drawn[:, 2]
-    low, high = np.quantile(differences, [0.025, 0.975])
+    before = {str(at): row[1] for at, row in enumerate(rows)}
+    after = {str(at): row[2] for at, row in enumerate(rows)}
+    contexts = {str(at): row[0] for at, row in enumerate(rows)}
+    found = statistics.paired(before, after, contexts, derive_seed(0, "paired", *cell))
+    assert found is not None, "a cell has at least one row"
     return Pair(
         first, second, *cell,
-        first_score=float(before / count), second_score=float(after / count),
-        difference=float((after - before) / count), low=float(low), high=float(high), contexts=len(sums),
-        better=sum(after > before for _, before, after in rows), worse=sum(after < before for _, before, after in rows),
+        first_score=sum(before.values()) / len(rows), second_score=sum(after.values()) / len(rows),
+        difference=found.mean, low=found.low, high=found.high, contexts=found.contexts,
+        better=found.better, worse=found.worse,
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
@@ -15,7 +16,7 @@ import torch
 
 from lengthen.common.dist import export_launcher_variables, is_main, rank, world_size
 from lengthen.common.errors import LengthenError, MissingExtra
-from lengthen.common.files import explain_disk, read_json, read_json_lines, sha256_file, write_atomic
+from lengthen.common.files import explain_disk, read_json, read_json_lines, sha256_file, write_atomic, write_json
 from lengthen.common.manifest import StageContext, StageResult
 from lengthen.models import load_tokenizer, pick_dtype, resolve_model
 from lengthen.recipe.base import Derived, size_text
@@ -61,8 +62,9 @@ def train(settings: TrainStage, ctx: StageContext) -> StageResult:
     extension = extension_for(folder, settings.length, settings.rope)
     derived = list(extension.derived)
     settings = _with_targets(settings, derived)
-    dtype = _chosen(settings, derived)
-    decided = batch_and_steps(settings, rows.longest, len(rows.data), place.dp_size * settings.micro_batch)
+    dtype = _chosen(settings, ctx, derived)
+    mean_row = max(1, round(float(rows.lengths.mean())))
+    decided = batch_and_steps(settings, mean_row, len(rows.data), place.dp_size * settings.micro_batch)
     derived += decided.derived
     plan = StepPlan(
         rows.costs.tolist(), rows.lengths.tolist(), batch_rows=decided.batch_rows, micro_rows=settings.micro_batch,
@@ -182,11 +184,26 @@ def _with_targets(settings: TrainStage, derived: list[Derived]) -> TrainStage:
     return settings.model_copy(update={"positions": positions})
 
 
-def _chosen(settings: TrainStage, derived: list[Derived]) -> str:
-    dtype, why = pick_dtype(settings.dtype)
-    if settings.dtype == "auto":
-        derived.append(Derived("dtype", dtype, why + (", with fp32 master weights" if dtype != "float32" else "")))
-    return dtype
+def _chosen(settings: TrainStage, ctx: StageContext, derived: list[Derived]) -> str:
+    """The number format. `auto` is measured once by the first rank and kept beside the checkpoints: a second
+    measurement on a busy machine might come out otherwise, and a resumed run or another rank must not differ."""
+    if settings.dtype != "auto":
+        return settings.dtype
+    note = ctx.folder / ".dtype.json"
+    if is_main() and not note.exists():
+        write_json(note, dict(zip(("dtype", "why"), pick_dtype("auto"))))
+    deadline = time.monotonic() + 600
+    while not note.exists():
+        if time.monotonic() > deadline:
+            raise LengthenError(
+                f"The first rank has not written {note} within ten minutes.",
+                fix="look at its output; all ranks must see the same run folder",
+            )
+        time.sleep(0.2)
+    chosen = read_json(note)
+    why = chosen["why"] + (", with fp32 master weights" if chosen["dtype"] != "float32" else "")
+    derived.append(Derived("dtype", chosen["dtype"], why))
+    return chosen["dtype"]
 
 
 def _optimization(settings: TrainStage, steps: int) -> Optimization:
