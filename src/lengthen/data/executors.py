@@ -195,7 +195,18 @@ def _ray(step: Any, count: int, logs: Path, settings: Executor) -> PipelineExecu
     return RayPipelineExecutor(
         pipeline=[step], tasks=count, workers=settings.workers or -1, logging_dir=str(logs),
         cpus_per_task=settings.cpus_per_task, mem_per_cpu_gb=settings.memory_gb_per_cpu,
+        # An actor whose own child is killed waits for it for ever; the limit ends it, and the task is started again.
+        time=_seconds(settings.time),
     )  # fmt: skip
+
+
+def _seconds(limit: str) -> int:
+    """`[days-]hours:minutes:seconds`, as Slurm writes time limits, in seconds."""
+    days, _, rest = limit.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    while len(parts) < 3:
+        parts.insert(0, 0)
+    return int(days or 0) * 86_400 + parts[0] * 3600 + parts[1] * 60 + parts[2]
 
 
 def _slurm(step: Any, count: int, logs: Path, settings: Executor, task: Task) -> PipelineExecutor:

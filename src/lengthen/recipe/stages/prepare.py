@@ -21,7 +21,11 @@ class Executor(Settings):
     cpus_per_task: int = Field(default=1, ge=1, description="ray, slurm: cores per task.")
     memory_gb_per_cpu: int = Field(default=4, ge=1, description="ray, slurm: memory per core.")
     partition: str = Field(default="", description="slurm: partition to submit to.")
-    time: str = Field(default="04:00:00", description="slurm: time limit of a task.")
+    time: str = Field(
+        default="04:00:00",
+        pattern=r"^(\d+-)?\d+(:\d\d){0,2}$",
+        description="ray, slurm: time limit of a task, [days-]hours:minutes:seconds.",
+    )
     qos: str = Field(default="", description="slurm: quality of service.")
     environment: str = Field(default="", description="slurm: shell line that activates the environment of a task.")
     sbatch: dict[str, str] = Field(default_factory=dict, description="slurm: further #SBATCH options.")
