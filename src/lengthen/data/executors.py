@@ -203,10 +203,8 @@ def _ray(step: Any, count: int, logs: Path, settings: Executor) -> PipelineExecu
 def _seconds(limit: str) -> int:
     """`[days-]hours:minutes:seconds`, as Slurm writes time limits, in seconds."""
     days, _, rest = limit.rpartition("-")
-    parts = [int(part) for part in rest.split(":")]
-    while len(parts) < 3:
-        parts.insert(0, 0)
-    return int(days or 0) * 86_400 + parts[0] * 3600 + parts[1] * 60 + parts[2]
+    hours, minutes, seconds = map(int, rest.split(":"))
+    return int(days or 0) * 86_400 + hours * 3600 + minutes * 60 + seconds
 
 
 def _slurm(step: Any, count: int, logs: Path, settings: Executor, task: Task) -> PipelineExecutor:

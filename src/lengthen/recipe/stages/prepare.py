@@ -23,7 +23,7 @@ class Executor(Settings):
     partition: str = Field(default="", description="slurm: partition to submit to.")
     time: str = Field(
         default="04:00:00",
-        pattern=r"^(\d+-)?\d+(:\d\d){0,2}$",
+        pattern=r"^(\d+-)?\d+:\d\d:\d\d$",
         description="ray, slurm: time limit of a task, [days-]hours:minutes:seconds.",
     )
     qos: str = Field(default="", description="slurm: quality of service.")
