@@ -49,7 +49,9 @@ def test_each_preset_loads_shows_and_plans_every_training(name, eight_billion):
     assert all(f"name: {stage}" in text for stage in recipe.names)
     trainings = [stage for stage in recipe.stages if isinstance(stage, TrainStage)]
     planned = plan_text(recipe, "64xH100-80GB")
-    assert all(f"{stage.name} on 64x" in planned for stage in trainings) if trainings else "nothing to price" in planned
+    assert (
+        all(f"{stage.name} on 64 x" in planned for stage in trainings) if trainings else "nothing to price" in planned
+    )
 
 
 @pytest.mark.parametrize("name", preset_names())

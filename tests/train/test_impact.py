@@ -11,7 +11,7 @@ import torch
 
 from lengthen.common.errors import LengthenError
 from lengthen.common.manifest import StageContext
-from lengthen.data.sentences import Sentence, choose_sentences, draw, sentence_weight, sentences_of
+from lengthen.data.sentences import Sentence, choose_sentences, draw, sentences_of
 from lengthen.data.shards import open_rows, read_row
 from lengthen.data.wordclass import word_classes
 from lengthen.models import load_tokenizer
@@ -31,13 +31,14 @@ TEXT = "The keeper counted 4821 crates. They were wet and cold. Boats came in. H
 def models(tmp_path_factory) -> tuple[Path, Path]:
     """A model, and the same with other weights in its last layer."""
     folder = tmp_path_factory.mktemp("models")
-    base, tuned = make_model(folder / "base"), make_model(folder / "tuned")
-    model = load_model(tuned, dtype="float32")
+    base, tuned = make_model(folder / "base"), folder / "tuned"
+    model = load_model(base, dtype="float32")
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.model.layers[-1].parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     model.save_pretrained(tuned)
+    load_tokenizer(base).save_pretrained(tuned)
     return base, tuned
 
 
@@ -92,9 +93,9 @@ def test_scores_are_the_plain_models_logits_at_the_true_tokens(models):
             logits = plain(part[None]).logits[0, :-1]
         wanted = logits.gather(1, part[1:, None])[:, 0].numpy()
         assert np.isnan(scores[begin])
-        np.testing.assert_allclose(scores[begin + 1 : end], wanted, atol=2e-5)
+        np.testing.assert_allclose(scores[begin + 1 : end], wanted, atol=1e-4)
         logs = token_scores(load_model(models[0], dtype="float32"), ids[begin:end], [end - begin], log_prob=True)
-        np.testing.assert_allclose(logs[1:], logits.log_softmax(-1).gather(1, part[1:, None])[:, 0].numpy(), atol=2e-5)
+        np.testing.assert_allclose(logs[1:], logits.log_softmax(-1).gather(1, part[1:, None])[:, 0].numpy(), atol=1e-4)
 
 
 def test_the_tally_counts_the_top_share_by_hand():
@@ -151,8 +152,9 @@ def test_sentences_hold_every_token_of_the_text_once(models):
     found = sentences_of(ids, 0, tokenizer, {"number": 4.0})
     assert np.concatenate([s.ids for s in found]).tolist() == ids.tolist()
     assert len(found) >= 9
-    assert max(found, key=lambda s: s.weight).weight == sentence_weight("He wrote 12 lines of it in Bristol.\n", {
-        "number": 4.0}) or any("4821" in tokenizer.decode(s.ids.tolist()) for s in found if s.weight > 1)  # fmt: skip
+    for sentence in found:
+        text = str(tokenizer.decode(sentence.ids.tolist()))
+        assert (sentence.weight > 1) == any(sign.isdigit() for sign in text), text
 
 
 def test_weighted_drawing_prefers_heavy_sentences_and_fits_the_budget():
@@ -181,7 +183,7 @@ def test_chosen_rows_keep_their_sentences_contiguous_under_skipped_positions(tmp
     left = result.drops["sentence_left_out"]["tokens"]
     total = sum(len(read_row(long, i).ids) for i in range(len(long)))
     assert abs(left + result.counts["tokens"] - total) <= 0.02 * total
-    row = read_row(short, 0)
+    row = max((read_row(short, i) for i in range(len(short))), key=lambda row: len(row.ids))
     assert 100 < len(row.ids) <= 144 and row.unit_lens is not None and row.unit_lens.sum() == len(row.ids)
     rng = np.random.default_rng(0)
     positions = positions_of_row(
@@ -195,7 +197,8 @@ def test_chosen_rows_keep_their_sentences_contiguous_under_skipped_positions(tmp
     assert (np.diff(positions)[edges - 1] != 1).any(), "between sentences there are gaps"
     again = choose_sentences(settings, StageContext(tmp_path / "again", seed=3))
     assert again.counts == result.counts
-    assert read_row(open_rows(tmp_path / "again"), 0).ids.tolist() == row.ids.tolist()
+    other = open_rows(tmp_path / "again")
+    assert all(read_row(other, i).ids.tolist() == read_row(short, i).ids.tolist() for i in range(len(short)))
 
 
 def test_conversations_and_missing_weights_are_refused(tmp_path, models, rows):
