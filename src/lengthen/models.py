@@ -207,7 +207,9 @@ def _from_hub(name: str) -> Path:
 
     wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
     try:
-        return _checked(Path(snapshot_download(name, allow_patterns=wanted)))
+        # Some repositories hold the same weights twice, in their makers' own layout.
+        others = ["consolidated*", "original/*", "onnx/*"]
+        return _checked(Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=others)))
     except RepositoryNotFoundError as error:
         raise LengthenError(
             f"The Hub has no model '{name}', or it is gated.",

@@ -90,7 +90,9 @@ def test_the_manifest_says_what_was_read_made_and_dropped(run):
 def test_a_changed_setting_reruns_that_stage_and_its_readers_only(recipe_file, run):
     changed = load_recipe(str(recipe_file), changes=["two.max_tokens=1000"])
     assert states(changed, run) == ["done", "changed", "changed"]
-    run_recipe(changed, run, say=lambda _: None)
+    said: list[str] = []
+    run_recipe(changed, run, say=said.append)
+    assert any("settings or inputs have changed" in line and "two.old-1" in line for line in said)
     assert read_json(run / "stages/two/manifest.json")["settings"]["max_tokens"] == 1000
     assert (run / "stages/two.old-1/chat.jsonl").exists(), "the earlier result is kept aside"
     assert (run / "stages/rows.old-1").exists() and not (run / "stages/one.old-1").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -310,9 +312,13 @@ def _rows(cell: Cell, plan: Plan, kept: Predictions) -> Iterator[Row]:
 def _measured(job: Job, measure: Measure, plan: Plan, opened: _Opened, ctx: StageContext) -> Iterator[Row]:
     """Rows of a measuring suite; finished ones are kept and not measured again."""
     path = ctx.folder / MEASURES
-    known = {r["key"]: r["row"] for r in read_json_lines(path, repair=True) if r["suite"] == measure.name}
+    # A number counts only for the options that it was measured with.
+    options = job.options.model_dump(mode="json") if isinstance(job.options, Settings) else job.options
+    asked = hashlib.sha256(json.dumps([options, job.settings.samples_seed], sort_keys=True).encode()).hexdigest()[:16]
+    rows = [r for r in read_json_lines(path, repair=True) if r["suite"] == measure.name and r.get("asked") == asked]
+    known = {r["key"]: r["row"] for r in rows}
     for key, row in measure.run(job, opened.get(), frozenset(known)):
-        append_json_line(path, {"suite": measure.name, "key": key, "row": row})
+        append_json_line(path, {"suite": measure.name, "key": key, "asked": asked, "row": row})
         known[key] = row
     for row in known.values():
         yield {"arm": plan.arm, "suite": measure.name, **row}

@@ -122,7 +122,9 @@ class TextSource(SourceBase):
     """One document per text or Markdown file."""
 
     kind: Literal["text"]
-    paths: Paths = Field(description="Files or folders; @stage; package:NAME==VERSION; installed:NAME (a Python package here).")
+    paths: Paths = Field(
+        description="Files or folders; @stage; package:NAME==VERSION; installed:NAME (a Python package here)."
+    )
     patterns: list[str] = Field(
         default=["*.txt", "*.md", "*.markdown", "*.rst", "*.text"], description="Names of files taken from folders."
     )

@@ -116,8 +116,17 @@ def _failed(store: Path, error: Exception) -> LengthenError:
     return LengthenError(
         f"The checkpoint could not be written: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
         why=last_good(store),
-        fix="free some space and run the same command again; it goes on from there",
+        fix=f"{_ADVICE[_is_disk(error)]} and run the same command again; it goes on from there",
     )
+
+
+_ADVICE = {True: "free some space", False: "mend what the message says"}
+
+
+def _is_disk(error: Exception) -> bool:
+    """torch's writer and safetensors report a full disk as errors of their own kinds."""
+    words = ("write", "writing", "space", "enforce fail", "unexpected pos")
+    return isinstance(error, OSError) or any(word in str(error).lower() for word in words)
 
 
 def last_good(store: Path) -> str:

@@ -39,16 +39,18 @@ def shard(model: Any) -> Any:
     """Shard a model in place: one unit for each decoder layer, one for the rest. Every rank holds the same weights
     before the call; gradients are averaged over all ranks. Returns the model."""
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     if is_sharded(model):
         return model
+    # bf16 gradients are added up over the ranks in fp32, as the optimizer's fp32 masters deserve.
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (dist.get_world_size(),))
     for module in list(model.modules()):
         if isinstance(module, GradientCheckpointingLayer):
-            fully_shard(module, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+            fully_shard(module, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
     # Accelerate would wrap the model into DDP (on processors) or move it to one device: it is ready as it is.
     model._is_accelerate_prepared = True
     return model

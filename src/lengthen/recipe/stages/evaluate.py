@@ -138,6 +138,14 @@ class EvaluateStage(StageSettings):
     def without_effect(self) -> set[str]:
         return {"batch_size", "endpoint"}
 
+    def external_inputs(self) -> list[str]:
+        found = [self.haystack] if self.haystack not in ("essays", "noise") else []
+        found += [self.tokenizer] if self.tokenizer else []
+        options = [value for suite in self.suites for value in suite.options.values()]
+        listed = [part for value in options for part in (value if isinstance(value, list) else [value])]
+        # Options name files of texts and prompts; only what exists as a path is hashed.
+        return [*super().external_inputs(), *found, *(v for v in listed if isinstance(v, str) and "/" in v)]
+
     def growing(self) -> set[str]:
         return {"suites", "lengths", "samples"}
 
