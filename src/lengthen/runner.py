@@ -270,7 +270,7 @@ def _tail(result: StageResult, folder: Path, watch: Stopwatch) -> dict[str, Any]
         "seconds": round(watch.seconds, 2),
         "attempts": watch.attempts,
         "peak_memory_gib": peak_memory_gib(),
-        "counts": result.counts,
+        "counts": dict(result.counts),
         "drops": result.drops,
         "derived": result.derived,
         "figures": result.figures,

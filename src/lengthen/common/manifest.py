@@ -83,7 +83,7 @@ class StageResult:
     derived: values that the stage chose itself: name -> {"value", "reason"}.
     """
 
-    counts: dict[str, float] = field(default_factory=dict)
+    counts: Mapping[str, float] = field(default_factory=dict)
     drops: dict[str, dict[str, int]] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
     derived: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -9,7 +9,7 @@ conjunctions and adpositions 0.1. Its code has no H and H'; it keeps sentences w
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,7 +163,7 @@ class Tally:
 
     def __init__(self, top: float) -> None:
         self.top = top
-        self.gain: Counter[int] = Counter()
+        self.gain: defaultdict[int, float] = defaultdict(float)
         self.seen: Counter[int] = Counter()
         self.all: Counter[str] = Counter()
         self.impactful: Counter[str] = Counter()

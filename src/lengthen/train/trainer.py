@@ -76,7 +76,7 @@ class LongTrainer(SFTTrainer):
         keeping: Housekeeping,
         ranks: Ranks | None = None,
         on_step: Callable[[dict[str, Any]], None] | None = None,
-        on_ready: Callable[[Any], None] | None = None,
+        on_ready: Callable[[Any], object] | None = None,
     ) -> None:
         self.rows = rows
         self.plan, self.collator, self.optimization, self.keeping = plan, collator, optimization, keeping

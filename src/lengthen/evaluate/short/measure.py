@@ -85,7 +85,7 @@ def _chat(job: Job, messages: Sequence[Message]) -> Marked:
     tokenizer, options = job.prompts.tokenizer, job.prompts.options
     ids: list[int] = []
     marks: list[bool] = []
-    plain = [dict(message) for message in messages]
+    plain = [{"role": m["role"], "content": m["content"]} for m in messages]
     for turn in range(1, len(messages), 2):
         if job.prompts.template == "on":
             asked = tokenizer.apply_chat_template(plain[:turn], tokenize=False, add_generation_prompt=True, **options)
