@@ -117,7 +117,7 @@ def test_ultra_long_rows_fit_somewhere(eight_billion):
 def _mds(folder: Path, rng: np.random.Generator, lengths: list[int], *, masked: bool = False) -> str:
     rows = []
     for n in lengths:
-        ids = rng.integers(5, 500, size=n).astype(np.int32)
+        ids = rng.integers(5, 400, size=n).astype(np.int32)
         mask = (rng.random(n) < 0.5).astype(np.uint8) if masked else None
         rows.append(Row(ids, np.array([n], np.int32), "isolated", ("x",), mask))
     write_mds(folder, rows)
