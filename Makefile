@@ -22,8 +22,9 @@ lint: $(VENV)/.setup-done
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
+# Two workers of one thread each: two processes with two threads each would fight for the cores of a laptop.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Needs more than the main set-up: see "All tests" in CONTRIBUTING.md.
 test-all: lint

@@ -95,7 +95,7 @@ def test_a_run_is_refused_before_any_compute(tmp_path, model_folder):
 
 
 def test_mesh_settings_do_not_run_a_stage_anew():
-    assert TrainStage(rows=["r"]).without_effect() == {"sequence_parallel", "sharding"}
+    assert TrainStage(rows=["r"]).without_effect() >= {"sequence_parallel", "sharding"}
 
 
 # ---------------------------------------------------------------------------------------------- processes
