@@ -58,7 +58,7 @@ def test_set_changes_a_stage_by_name_a_list_item_by_name_and_the_recipe(tmp_path
 
 
 def test_extends_merges_stages_by_name_and_without_removes_one(tmp_path):
-    write(tmp_path, BASE, "base.yaml")
+    write(tmp_path, BASE + "\nsources: {train.steps: a paper, rows.row_length: another}", "base.yaml")
     child = write(
         tmp_path,
         "extends: base.yaml\nname: child\nwithout: [train]\nstages:\n  - {name: rows, row_length: 4k}\n"
@@ -67,6 +67,7 @@ def test_extends_merges_stages_by_name_and_without_removes_one(tmp_path):
     )
     recipe = load_recipe(child)
     assert recipe.names == ["rows", "more"]
+    assert list(recipe.sources) == ["rows.row_length"], "sources of a removed stage go with it"
     assert recipe.stage("rows").model_dump()["row_length"] == 4096
 
 

@@ -108,6 +108,9 @@ def _without(data: dict[str, Any], without: list[str], origin: str) -> dict[str,
         if name not in names:
             raise LengthenError(f"{origin}: without: there is no stage '{name}'.", fix=nearest(name, names))
     data["stages"] = [s for s, name in zip(data.get("stages", []), names) if name not in without]
+    gone = tuple(f"{name}." for name in without)
+    if gone and data.get("sources"):
+        data["sources"] = {key: source for key, source in data["sources"].items() if not key.startswith(gone)}
     return data
 
 
