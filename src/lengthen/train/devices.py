@@ -34,7 +34,7 @@ class DeviceType:
 # part of FSDP's exchange that is not hidden take the rest. Attention: FlashAttention-2, forward and backward, reaches
 # 0.35-0.40 of an H100's peak and 0.6-0.7 of an A100's (arXiv 2307.08691 and 2407.08608, their figures).
 # All in 0.9: ProLong's own two figures, 2,780 tokens/s in steps (Table 15) and 2,525 from its GPU hours (Table 9).
-# These hold for all sizes and lengths; none is fitted to a row of docs/plan.md.
+# One set for all sizes and lengths, chosen inside these ranges with the runs of docs/plan.md in view.
 _HOPPER = {"linear": 0.45, "attention": 0.38, "all_in": 0.9, "overhead_gib": 2.0}
 _AMPERE = {"linear": 0.5, "attention": 0.6, "all_in": 0.9, "overhead_gib": 2.0}
 TYPES = {
