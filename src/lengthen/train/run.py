@@ -227,7 +227,7 @@ def _keeping(
         sign = "more" if recompute else "no more"
         derived.append(Derived("checkpointing", recompute, f"{size_text(line)} tokens at once, {sign} than 4K"))
     sharding, why = fsdp.choose(settings.sharding, world_size())
-    if settings.sharding == "auto":
+    if settings.sharding != sharding:
         derived.append(Derived("sharding", sharding, why))
     identity = {
         **{key: value for key, value in asdict(_optimization(settings, steps)).items()},
