@@ -117,9 +117,9 @@ def store(name: str, rows: Iterable[Mapping[str, Any]], out: Path | None = None)
     known: dict[str, Any] = {}
     if path.exists():
         old = read_json(path)
-        if [old["machine"].get(k) for k in ("processor", "cores")] != [here["processor"], here["cores"]]:
+        if any(old["machine"].get(k) != here[k] for k in ("processor", "instructions", "cores")):
             raise LengthenError(
-                f"{path} was measured on another machine ({old['machine'].get('processor')}).",
+                f"{path} was measured on another machine ({old['machine']}).",
                 why="one table must not mix machines",
                 fix="write elsewhere with --out, or move that file away and measure all rows again",
             )

@@ -91,7 +91,8 @@ def _origin(found: Mapping[str, Any]) -> str:
     made = {(r.get("date", found["date"]), r.get("commit", found["commit"])) for r in found["rows"]}
     when = ", ".join(f"{date} at {commit}" for date, commit in sorted(made, key=str))
     libraries = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "trl") if name in versions)
-    computer = f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']:.0f} GiB"
+    instructions = "".join(f" {name}," for name in machine.get("instructions", [])[-1:])
+    computer = f"{machine['processor']},{instructions} {machine['cores']} cores, {machine['memory_gib']:.0f} GiB"
     return f"{computer}; {libraries}; measured {when}."
 
 

@@ -28,6 +28,7 @@ LIBRARIES = (
     "tokenizers",
     "peft",
 )
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 @dataclass
@@ -114,12 +115,17 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory and GPUs of this machine (no torch import: GPUs by the driver's own tool)."""
+    """Processor, cores, memory and GPUs of this machine (no torch import: GPUs by the driver's own tool).
+
+    instructions: the vector and matrix instructions that decide how fast it computes; virtual machines often share
+    one processor name between generations that differ tenfold in bf16.
+    """
     import psutil
 
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
+        "instructions": _instructions(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpus": gpus(),
@@ -157,12 +163,22 @@ def commit() -> str | None:
 
 
 def _processor() -> str:
+    return _cpuinfo("model name") or platform.processor() or "unknown"
+
+
+def _instructions() -> list[str]:
+    """Those of INSTRUCTIONS that this processor has; empty where the system does not list them."""
+    flags = _cpuinfo("flags").split()
+    return [name for name in INSTRUCTIONS if name in flags]
+
+
+def _cpuinfo(field: str) -> str:
+    """The first value of a field of /proc/cpuinfo, or nothing."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
-        return platform.processor() or "unknown"
-    names = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "unknown"
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith(field)), "")
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:

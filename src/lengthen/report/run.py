@@ -153,7 +153,8 @@ def _recipe_seed(evidence: Evidence) -> int | None:
 
 def _machine_text(facts: dict[str, Any]) -> str:
     gpus = facts.get("gpus") or []
-    parts = [str(facts.get("processor", "")), f"{facts.get('cores')} cores", f"{facts.get('memory_gib')} GiB"]
+    parts = [str(facts.get("processor", "")), *list(facts.get("instructions") or [])[-1:]]
+    parts += [f"{facts.get('cores')} cores", f"{facts.get('memory_gib')} GiB"]
     if gpus:
         parts.append(f"{len(gpus)} x {gpus[0]}")
     return ", ".join(part for part in parts if part)
