@@ -4,6 +4,9 @@ Writes results/benchmarks/train.json. Every measurement is a fresh process; ours
 the same documents from the same weights with the same positions, number format and checkpointing, which the loss of
 the first step proves: where it differs, there is no row. Each training begins with a short row that is not timed.
 
+`--layers N` trains, on both sides, a copy of the model with its first N decoder layers, for processors on which a step
+of the whole model takes many minutes; each row says so in its `work`.
+
 `--tiny` runs the same code on a small random model and rows of a thirty-second of the length; it shows that the
 benchmark works and measures nothing, so it needs --out.
 """
@@ -21,6 +24,7 @@ from typing import Any
 
 from benchmarks.common import alternate, fresh, row, store
 from benchmarks.train_rows import document_lengths, token_rows, write_ours, write_theirs
+from lengthen.common.errors import LengthenError
 
 WORKER = "benchmarks.train_worker"
 DOCUMENTS = 19
@@ -33,7 +37,7 @@ class Bench:
     """What is measured with.
 
     scale: rows are this many times shorter than their names say. steps: timed steps of each training.
-    precision: how TRL computes in bf16.
+    precision: how TRL computes in bf16. why: the reason for dtype. part: what of the model is trained, where not all.
     """
 
     model: str
@@ -43,6 +47,8 @@ class Bench:
     steps: int = 1
     scale: int = 1
     precision: str = "weights"
+    why: str = ""
+    part: str = ""
 
     def tokens(self, nominal: int) -> int:
         return nominal // self.scale
@@ -93,6 +99,7 @@ def _speed_row(bench: Bench, name: str, spec: dict[str, Any], tokens: int, work:
         "peer_peak_gib": _gib(theirs),
         "timed_steps": len(ours[0]["seconds"]),
         "number_format": bench.dtype,
+        "number_format_reason": bench.why,
     }
     return row(name, work, bench.peer(packing), speed[0], speed[1], "tokens/s", better="higher", details=details)
 
@@ -165,10 +172,30 @@ def tiny_model(folder: Path) -> Path:
     return make_model(folder, window=256)
 
 
+def first_layers(model: str, layers: int, folder: Path) -> tuple[Path, str]:
+    """A copy of the model with its first decoder layers alone, and what a row says of it."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from lengthen.models import load_tokenizer
+
+    config = AutoConfig.from_pretrained(model)
+    text = config.get_text_config()
+    whole = text.num_hidden_layers
+    if not 1 <= layers <= whole:
+        raise LengthenError(f"--layers {layers}: {model} has {whole} layers.", fix=f"give 1 to {whole}")
+    text.num_hidden_layers = layers
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:layers]
+    AutoModelForCausalLM.from_pretrained(model, config=config, dtype="auto").save_pretrained(folder)
+    load_tokenizer(model).save_pretrained(folder)
+    return folder, f"first {layers} of {whole} layers"
+
+
 def measured(bench: Bench, ids: list[str]) -> Iterator[dict[str, Any]]:
     for name in ids:
         print(f"{name} ...", file=sys.stderr, flush=True)
-        yield ROWS[name](bench)
+        found = ROWS[name](bench)
+        yield {**found, "work": f"{found['work']}; {bench.part}"} if bench.part else found
 
 
 def main() -> None:
@@ -178,6 +205,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1, help="timed steps of each training")
     parser.add_argument("--model", default="default")
     parser.add_argument("--precision", choices=list(WEIGHTS), default="weights", help="how TRL computes in bf16")
+    parser.add_argument("--layers", type=int, help="train the model's first decoder layers alone (default: all)")
     parser.add_argument("--tiny", action="store_true", help="only show that the benchmark runs")
     parser.add_argument("--out", type=Path, help="default: results/benchmarks/train.json")
     arguments = parser.parse_args()
@@ -189,10 +217,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tiny = arguments.tiny
+        model, part = tiny_model(folder / "model") if tiny else resolve_model(arguments.model), ""
+        if arguments.layers is not None:
+            model, part = first_layers(str(model), arguments.layers, folder / "layers")
+        dtype, why = ("float32", "--tiny") if tiny else pick_dtype("auto")
         bench = Bench(
-            model=str(tiny_model(folder / "model") if tiny else resolve_model(arguments.model)),
-            folder=folder, dtype="float32" if tiny else pick_dtype("auto")[0], runs=arguments.runs,
-            steps=arguments.steps, scale=32 if tiny else 1, precision=arguments.precision,
+            model=str(model), folder=folder, dtype=dtype, runs=arguments.runs, steps=arguments.steps,
+            scale=32 if tiny else 1, precision=arguments.precision, why=why, part=part,
         )  # fmt: skip
         store("train", measured(bench, arguments.only or list(ROWS)), arguments.out)
 

@@ -12,9 +12,9 @@ from benchmarks import common
 SHAPE = ["id", "work", "peer", "ours", "theirs", "unit", "ratio", "runs", "spread"]
 
 
-def run_tiny(out, name: str) -> dict:
+def run_tiny(out, name: str, *more: str) -> dict:
     common.launch(
-        [sys.executable, "-m", "benchmarks.train", "--tiny", "--only", name, "--runs", "1", "--out", str(out)]
+        [sys.executable, "-m", "benchmarks.train", "--tiny", "--only", name, "--runs", "1", "--out", str(out), *more]
     )
     found = json.loads(out.read_text())
     assert [one["id"] for one in found["rows"]] == [name]
@@ -25,7 +25,9 @@ def run_tiny(out, name: str) -> dict:
 
 
 def test_packed_rows_and_the_same_first_loss(tmp_path):
-    row = run_tiny(tmp_path / "train.json", "packed-16k")
+    row = run_tiny(tmp_path / "train.json", "packed-16k", "--layers", "1")
+    assert row["work"].endswith("first 1 of 2 layers")
+    assert row["details"]["number_format"] == "float32" and row["details"]["number_format_reason"]
     # A row exists only when both sides' first losses agree: about log(vocabulary) for a random model.
     assert row["details"]["first_loss"] == pytest.approx(6.4, abs=0.6)
 
