@@ -1,4 +1,4 @@
-"""Self-Lengthen's mechanics at size: `python -m benchmarks.selflengthen [INSTRUCTIONS]`, written to
+"""Self-Lengthen's mechanics at size: `python -m benchmarks.selflengthen [INSTRUCTIONS]`. Rows in
 results/benchmarks/selflengthen.json.
 
 2,000 instructions go through instruct, respond and extend against a scripted HTTP endpoint in another process that is
@@ -10,56 +10,46 @@ waiting for all of the one before it (as the original's scripts do), on an equal
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from benchmarks.common import ROOT, process_environment, row, store
 
 IN_FLIGHT = 256
 FAULTS = ("--latency", "1.6", "--limited", "0.02", "--broken", "0.02", "--dropped", "0.01", "--hanging", "0.002",
           "--hang-seconds", "20")  # fmt: skip
 FAULT_NAMES = ("limited", "broken", "dropped", "hanging")
 KILLS = 3
-ROOT = Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+PROGRESS_SECONDS = 30.0
 
 
-def main(count: int) -> None:
-    from lengthen.common.files import write_json
-    from lengthen.common.manifest import commit, machine, versions
-
+def measured(count: int) -> dict[str, Any]:
+    """The row: ours with kills, the stepwise loop without."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = _tokenizer_model(folder / "model")
         ours = measure(folder / "flow", model, count, kills=KILLS, steps=False)
         theirs = measure(folder / "steps", model, count, kills=0, steps=True)
-    row = {
-        "id": "selflengthen-busy",
-        "work": f"{count} instructions: instruct, respond, extend at an endpoint with faults, {IN_FLIGHT} in flight; "
+    return row(
+        "selflengthen-busy",
+        f"{count:,} instructions: instruct, respond, extend at an endpoint with faults, {IN_FLIGHT} in flight; "
         f"{ours['requests']:,} requests, {ours['kills']} kills",
-        "peer": "the same steps one after the other, each waiting for all of the one before",
-        "ours": ours["busy"], "theirs": theirs["busy"], "unit": "share of the endpoint's places in use",
-        "ratio": round(ours["busy"] / theirs["busy"], 2), "runs": 1, "spread": 0.0,
-        "details": {"ours": ours, "theirs": theirs},
-    }  # fmt: skip
-    write_json(
-        ROOT / "results" / "benchmarks" / "selflengthen.json",
-        {
-            "machine": machine(),
-            "versions": versions(),
-            "date": time.strftime("%Y-%m-%d"),
-            "commit": commit(),
-            "rows": [row],
-        },
-    )
-    print(json.dumps(row, indent=2))
+        "the same steps one after the other, each waiting for all of the one before",
+        [ours["busy"]], [theirs["busy"]], "share of the endpoint's places in use", better="higher",
+        details={"ours": ours, "theirs": theirs},
+    )  # fmt: skip
 
 
 def measure(folder: Path, model: Path, count: int, *, kills: int, steps: bool) -> dict[str, Any]:
@@ -70,23 +60,18 @@ def measure(folder: Path, model: Path, count: int, *, kills: int, steps: bool) -
     assert server.stdout is not None
     url = server.stdout.readline().decode().strip()
     run = folder / "run"
-    command = [
-        "tests.selflengthen.run_phases",
-        str(run),
-        url,
-        str(model),
-        str(count),
-        str(IN_FLIGHT),
-        *["steps"] * steps,
-    ]
+    command = ["tests.selflengthen.run_phases", str(run), url, str(model), str(count), str(IN_FLIGHT)]
+    command += ["steps"] * steps
     draws, spans, stored = random.Random(1), [], []
+    progress = Progress(folder.name, run)
     try:
         for number in range(kills + 1):
             began = time.time()
             process = _start(command, stdout=subprocess.DEVNULL)
-            goal = len(stored_keys(run)) + draws.randint(count // 2, 2 * count)
-            while process.poll() is None and (number == kills or len(stored_keys(run)) < goal):
+            goal = stored_answers(run) + draws.randint(count // 2, 2 * count)
+            while process.poll() is None and (number == kills or stored_answers(run) < goal):
                 time.sleep(2)
+                progress.show(number)
             if process.poll() is None:
                 os.kill(process.pid, signal.SIGKILL)
                 process.wait()
@@ -99,7 +84,33 @@ def measure(folder: Path, model: Path, count: int, *, kills: int, steps: bool) -
     finally:
         server.kill()
         server.wait()
-    return {**_from_log(log, spans, stored), **_from_state(run), "kills": len(stored)}
+    return {**_from_log(log, spans, stored), **_counts(run), "kills": len(stored)}
+
+
+class Progress:
+    """A line on stderr every half minute: what the state file holds."""
+
+    def __init__(self, name: str, run: Path) -> None:
+        self.name, self.run = name, run
+        self.began = self.last = time.monotonic()
+
+    def show(self, kills: int) -> None:
+        now = time.monotonic()
+        if now - self.last < PROGRESS_SECONDS:
+            return
+        self.last = now
+        texts = ", ".join(f"{count:,} {role}s" for role, count in _ended_tasks(self.run).items())
+        told = f"{stored_answers(self.run):,} answers stored, ended: {texts or 'none'}, {kills} kills"
+        print(f"{self.name}: {now - self.began:.0f} s, {told}", file=sys.stderr, flush=True)
+
+
+def stored_answers(run: Path) -> int:
+    from tests.selflengthen.test_endpoint import rows
+
+    try:
+        return rows(run, "SELECT COUNT(*) FROM requests WHERE finish_reason IS NOT NULL")[0][0]
+    except sqlite3.OperationalError:  # no state file yet
+        return 0
 
 
 def stored_keys(run: Path) -> set[str]:
@@ -109,13 +120,14 @@ def stored_keys(run: Path) -> set[str]:
 
 
 def _from_log(log: Path, spans: list[tuple[float, float]], stored: list[tuple[float, set[str]]]) -> dict[str, Any]:
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    asked = [line for line in lines if line["event"] == "asked" and line["seed"] is not None]
+    found = [json.loads(line) for line in log.read_text().splitlines()]
+    # The probe at the beginning has no seed. What is loaded between it and the first request is not the endpoint's time.
+    lines = [line for line in found if not line["key"].startswith("None/")]
+    asked = [line for line in lines if line["event"] == "asked"]
     again = sum(line["key"] in known for at, known in stored for line in asked if line["at"] > at)
     area = seconds = 0.0
     for begin, end in spans:
         inside = [line for line in lines if begin <= line["at"] <= end and line["event"] in ("asked", "answered")]
-        # From the first request to the last answer: loading the tokenizer is not the endpoint's time.
         for one, two in itertools.pairwise(inside):
             area += one["in_flight"] * (two["at"] - one["at"])
         seconds += inside[-1]["at"] - inside[0]["at"] if inside else 0.0
@@ -126,10 +138,10 @@ def _from_log(log: Path, spans: list[tuple[float, float]], stored: list[tuple[fl
     }  # fmt: skip
 
 
-def _from_state(run: Path) -> dict[str, Any]:
+def _counts(run: Path) -> dict[str, Any]:
     from tests.selflengthen.test_endpoint import rows
 
-    tasks = dict(rows(run, "SELECT role, COUNT(*) FROM outcomes GROUP BY role"))
+    tasks = _ended_tasks(run)
     made = rows(run, "SELECT COUNT(*) FROM instructions")[0][0]
     selected = rows(run, "SELECT COUNT(*) FROM outcomes WHERE role='response' AND kept=1")[0][0]
     lost = (made - tasks.get("response", 0)) + (selected - tasks.get("extension", 0))
@@ -142,6 +154,15 @@ def _from_state(run: Path) -> dict[str, Any]:
     }
 
 
+def _ended_tasks(run: Path) -> dict[str, int]:
+    from tests.selflengthen.test_endpoint import rows
+
+    try:
+        return dict(rows(run, "SELECT role, COUNT(*) FROM outcomes GROUP BY role"))
+    except sqlite3.OperationalError:  # no state file yet
+        return {}
+
+
 def _tokenizer_model(folder: Path) -> Path:
     from tests.conftest import make_model
 
@@ -150,8 +171,19 @@ def _tokenizer_model(folder: Path) -> Path:
 
 
 def _start(module: list[str], stdout: int) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", *module], cwd=ROOT, env=ENVIRONMENT, stdout=stdout)
+    return subprocess.Popen(
+        [sys.executable, "-m", *module], cwd=ROOT, env=process_environment({"OMP_NUM_THREADS": "1"}), stdout=stdout
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("instructions", nargs="?", type=int, default=2000, help="instructions of the loop")
+    parser.add_argument("--out", type=Path, help="file of the row (default: results/benchmarks/selflengthen.json)")
+    given = parser.parse_args(arguments)
+    store("selflengthen", [measured(given.instructions)], given.out)
+    return 0
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 2000)
+    raise SystemExit(main())
