@@ -121,7 +121,7 @@ def stored_keys(run: Path) -> set[str]:
 
 def _from_log(log: Path, spans: list[tuple[float, float]], stored: list[tuple[float, set[str]]]) -> dict[str, Any]:
     found = [json.loads(line) for line in log.read_text().splitlines()]
-    # The probe at the beginning has no seed. What is loaded between it and the first request is not the endpoint's time.
+    # The probe at the beginning has no seed; what is loaded after it is not the endpoint's time.
     lines = [line for line in found if not line["key"].startswith("None/")]
     asked = [line for line in lines if line["event"] == "asked"]
     again = sum(line["key"] in known for at, known in stored for line in asked if line["at"] > at)
