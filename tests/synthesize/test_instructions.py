@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from lengthen.common.errors import LengthenError
 from lengthen.common.manifest import StageContext
 from lengthen.recipe.stages.instructions import InstructionsStage
 from lengthen.synthesize.instructions import WORK, questions_in, write_instructions
+from lengthen.synthesize.kept import kept_file
+from tests.conftest import make_model
 from tests.generate.server import Script, serving
 
 QUESTIONS = "\n".join(f"{n}. What did the keeper count on day {n}?" for n in range(1, 6))
@@ -120,6 +123,22 @@ def test_everyday_topics_with_a_model_in_this_process(tmp_path, model_folder):
     # A random model never ends by itself: each answer is refused by its rule, and that is said.
     with pytest.raises(LengthenError, match="answer_cut_off 6"):
         write_instructions(settings, StageContext(tmp_path, seed=0))
+
+
+def test_answers_of_the_default_model_to_topics_are_kept_for_the_next_recipe(tmp_path, own_cache):
+    """Arms of an experiment share their chats; another seed or another room for the answer is another draw."""
+    default = make_model(Path(os.environ["LENGTHEN_CACHE"]) / "models" / "smollm2-135m-instruct")
+    settings = InstructionsStage(about="topics", count=3, tries=1.0, answer_tokens=8, batch=2)
+    with pytest.raises(LengthenError, match="answer_cut_off 3"):  # a random model never ends
+        write_instructions(settings, StageContext(tmp_path / "first", seed=0))
+    (default / "model.safetensors").write_bytes(b"")  # whoever asks the model again now fails
+    with pytest.raises(LengthenError, match="answer_cut_off 3"):
+        write_instructions(settings, StageContext(tmp_path / "second", seed=0))
+    assert (tmp_path / "first" / WORK).read_bytes() == (tmp_path / "second" / WORK).read_bytes()
+    for changed, seed in ((settings, 1), (settings.model_copy(update={"answer_tokens": 9}), 0)):
+        assert kept_file(changed, seed) not in (kept_file(settings, 0), None)
+    assert kept_file(settings.model_copy(update={"count": 9, "batch": 64}), 0) == kept_file(settings, 0)
+    assert kept_file(settings.model_copy(update={"writer": str(default)}), 0) is None
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ class Arm:
     scores: rows of scores.json with task, length, score in 0..1, low, high, n (those with a score).
     values: rows of scores.json that are no scores (value, unit).
     answers: objects of predictions.jsonl. asked_how: template, seed of the samples and the like, as scores.json tells.
+    native: positions that the model was first trained for (0: not known).
     """
 
     label: str
@@ -56,6 +57,7 @@ class Arm:
     answers: tuple[dict[str, Any], ...]
     notes: tuple[str, ...]
     asked_how: dict[str, Any] = field(default_factory=dict)
+    native: int = 0
 
     def sample_files(self, suite: str, task: str, length: int) -> set[str]:
         """Names of the sample files of a cell; they end in a hash of all that decides the samples."""
@@ -188,6 +190,7 @@ def read_arm(label: str, folder: str | Path) -> Arm:
         answers=tuple(read_json_lines(stage.folder / "predictions.jsonl")),
         notes=tuple(str(note) for note in found.get("notes", [])),
         asked_how=found.get("asked") or {},
+        native=int(found.get("native") or 0),
     )
 
 
@@ -264,11 +267,11 @@ def run_stages(run: Path) -> list[StageRecord]:
 def collect_runs(folders: Sequence[Path], title: str) -> Evidence:
     """Evaluations, trainings and data of finished runs side by side (`lengthen report RUN_A RUN_B`).
 
-    Each folder is a run, or one evaluate stage. Arms are named after the run where it has one evaluation, else after
-    the run and the stage.
+    Each folder is a run, or one evaluate stage. Arms keep the names that their recipes give them (`as-is`) where every
+    run has one evaluation and no two names are equal; else they are named after the run, with the stage where it has
+    several. Stages of several runs are named `<arm or run>: <stage>`.
     """
-    arms: list[Arm] = []
-    stages: list[StageRecord] = []
+    runs: list[tuple[Path, list[StageRecord], list[StageRecord]]] = []
     for folder in folders:
         found = [read_stage(folder)] if (folder / "scores.json").exists() else run_stages(folder)
         measured = [stage for stage in found if (stage.folder / "scores.json").exists()]
@@ -277,24 +280,36 @@ def collect_runs(folders: Sequence[Path], title: str) -> Evidence:
                 f"{folder} holds no finished evaluation.",
                 fix="give run folders (runs/NAME) whose evaluate stages are done, or such a stage's folder",
             )
-        stages += found
-        for label, stage in zip(_labels(folder, measured, many=len(folders) > 1), measured):
-            arms.append(read_arm(label, stage.folder))
+        runs.append((folder, found, measured))
+    names = _run_names(runs)
+    arms: list[Arm] = []
+    stages: list[StageRecord] = []
+    for name, (_, found, measured) in zip(names, runs):
+        labels = _labels(name, measured, many=len(runs) > 1)
+        arms += [read_arm(label, stage.folder) for label, stage in zip(labels, measured)]
+        stages += [replace(one, name=f"{name}: {one.name}") if len(runs) > 1 else one for one in found]
     resolved = "\n".join(f.read_text() for f in (folder / "resolved.yaml" for folder in folders) if f.exists())
     return Evidence(
         title=title,
         recipe="",
         arms=tuple(_unique(arms)),
-        trainings=tuple(read_training(stage.folder) for stage in stages if stage.kind == "train"),
-        data=tuple(read_data(stage.folder) for stage in stages if stage.kind == "prepare"),
+        trainings=tuple(replace(read_training(one.folder), stage=one) for one in stages if one.kind == "train"),
+        data=tuple(replace(read_data(one.folder), stage=one) for one in stages if one.kind == "prepare"),
         growths=tuple(read_growth(stage.folder) for stage in stages if stage.kind == "self-lengthen"),
         stages=tuple(stages),
         resolved=resolved,
     )
 
 
-def _labels(folder: Path, measured: Sequence[StageRecord], *, many: bool) -> list[str]:
-    run = folder.resolve().name
+def _run_names(runs: Sequence[tuple[Path, list[StageRecord], list[StageRecord]]]) -> list[str]:
+    """One name a run: its only arm's where that tells all runs apart, else its folder's."""
+    own = [_own_label(measured[0]) if len(measured) == 1 else "" for _, _, measured in runs]
+    if all(own) and len(set(own)) == len(own):
+        return own
+    return [folder.resolve().name for folder, _, _ in runs]
+
+
+def _labels(run: str, measured: Sequence[StageRecord], *, many: bool) -> list[str]:
     names = [_own_label(stage) or stage.name for stage in measured]
     if not many:
         return names

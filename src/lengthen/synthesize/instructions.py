@@ -24,6 +24,7 @@ from lengthen.generate.wire import EndpointOptions
 from lengthen.recipe.stages.instructions import InstructionsStage
 from lengthen.synthesize.documents import open_library
 from lengthen.synthesize.instruction_wording import ANSWER, ask_for_questions, topics
+from lengthen.synthesize.kept import fetch, keep, kept_file
 from lengthen.synthesize.lengths import log_uniform
 from lengthen.synthesize.texts import Library
 from lengthen.synthesize.tokens import Counter
@@ -51,13 +52,15 @@ def write_instructions(settings: InstructionsStage, ctx: StageContext) -> StageR
     """Write `chat.jsonl` with `count` conversations, fewer when `tries` times as many were asked for and refused.
 
     Every answer of the writer is kept as it comes, so a killed stage asks nothing twice. Refused ones are counted by
-    rule.
+    rule. Answers of the default model to `topics` stay in the cache for the next recipe that asks for the same.
 
     Raises:
         LengthenError: documents that are not there or too short, a writer that answers nothing at all.
     """
     counter = Counter.of_model(settings.model)
     maker = Maker(settings, ctx.seed, counter)
+    kept = kept_file(settings, ctx.seed)
+    fetch(kept, ctx.folder / WORK)
     record = {(row["i"], row["step"]): row for row in read_json_lines(ctx.folder / WORK, repair=True)}
     most = round(settings.count * settings.tries)
     done, drops, accepted = 0, Drops(), []
@@ -75,6 +78,7 @@ def write_instructions(settings: InstructionsStage, ctx: StageContext) -> StageR
             done += len(items)
     if engine is not None:
         engine.close()
+    keep(ctx.folder / WORK, kept)
     lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in accepted]
     write_atomic(ctx.folder / "chat.jsonl", "".join(lines))
     return _result(settings, accepted, drops, done)
