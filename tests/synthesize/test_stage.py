@@ -117,6 +117,13 @@ def test_lengths_too_short_for_the_columns(model, tmp_path):
     assert not (tmp_path / "chat.jsonl").exists()
 
 
+def test_a_length_below_the_smallest_table(model, tmp_path):
+    settings = tables(model, min_tokens=60, max_tokens=60, min_columns=2, max_columns=3)
+    with pytest.raises(LengthenError, match=r"2 columns and 3 rows .* does not fit into 60 tokens"):
+        write_tables(settings, StageContext(tmp_path))
+    assert not (tmp_path / "chat.jsonl").exists()
+
+
 def test_tasks_that_the_columns_do_not_allow(model, tmp_path):
     settings = tables(model, max_columns=2, min_columns=2, families=["global"], tasks=["group_best"])
     with pytest.raises(LengthenError, match="need more than max_columns=2"):
