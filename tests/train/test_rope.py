@@ -98,3 +98,93 @@ def test_transformers_takes_each_type(tmp_path, model_folder, settings):
     assert (before - plain).abs().max() > 1e-6
     # transformers and vLLM read dynamic's original window from max_position_embeddings.
     assert again.config.max_position_embeddings == (512 if settings["type"] == "dynamic" else 2048)
+
+
+# ---- types whose frequencies follow the length ----
+
+WINDOW = 32
+BY_LENGTH = {
+    "dynamic": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
+    "longrope": {
+        "rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": WINDOW,
+        "short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 3.0, 4.0],
+    },
+}  # fmt: skip
+
+
+def _model(kind: str, family: str = "llama"):
+    from tests.train.test_attention_models import model_of
+
+    rope, more = BY_LENGTH[kind], {}
+    if family == "gemma3_text":
+        rope = {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
+        more = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+    model = model_of(family, rope_parameters=rope, **more).eval()
+    # As in a saved folder: `dynamic` reads the original window there.
+    model.config.max_position_embeddings = WINDOW
+    for module in model.modules():
+        if hasattr(module, "original_max_seq_len"):
+            module.max_seq_len_cached = module.original_max_seq_len = WINDOW
+    return model
+
+
+def _logits(model, ids, lens):
+    import torch
+
+    positions = torch.cat([torch.arange(n) for n in lens])[None]
+    with torch.no_grad():
+        return model(input_ids=ids, position_ids=positions, doc_lens=torch.tensor(lens), use_cache=False).logits
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("kind", BY_LENGTH)
+def test_a_short_document_beside_a_long_one_is_as_alone(kind, family):
+    import torch
+
+    from lengthen.train.rope import by_document
+    from tests.train.test_attention_models import row
+
+    lens = [20, 90, 50, 8]
+    ids, _ = row(*lens)
+    alone = torch.cat([_logits(_model(kind, family), part, [part.shape[1]]) for part in ids.split(lens, dim=1)], dim=1)
+    size = float(alone.abs().max())
+    plain, ours = _model(kind, family), by_document(_model(kind, family))
+    # What transformers does with such a row, and what it must not become.
+    assert float((_logits(plain, ids, lens) - alone)[:, :20].abs().max()) > 1e-2 * size
+    assert float((_logits(ours, ids, lens) - alone).abs().max()) < 1e-5 * size
+    # Nor does a row depend on the rows before it.
+    middle = ids[:, 110:160]
+    assert torch.equal(_logits(ours, middle, [50]), _logits(by_document(_model(kind, family)), middle, [50]))
+
+
+def test_generation_is_left_to_transformers():
+    import torch
+
+    from lengthen.train.rope import by_document
+    from tests.train.test_attention_models import row
+
+    ids, _ = row(40)
+    made = [
+        model.generate(ids, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+        for model in (_model("dynamic"), by_document(_model("dynamic")))
+    ]
+    assert torch.equal(*made)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_the_train_stage_keeps_lengths_apart(tmp_path, model_folder, kind):
+    """The way through the stage: a model that it builds gives a short document its own frequencies."""
+    import torch
+
+    from lengthen.train.load import load_model
+    from lengthen.train.rope import extension_for
+    from tests.train.test_attention_models import row
+
+    factors = {"short_factor": [1.0] * 8, "long_factor": [1.0 + i for i in range(8)]} if kind == "longrope" else {}
+    found = extension_for(model_folder, 2048, RopeSettings.model_validate({"type": kind, **factors}))
+    model = load_model(model_folder, dtype="float32", rope=found.parameters, window=found.window)
+    lens = [30, 700]
+    ids, _ = row(*lens)
+    with torch.no_grad():
+        both, alone = _logits(model, ids, lens)[:, :30], _logits(model, ids[:, :30], [30])
+    assert torch.allclose(both, alone, atol=1e-5)

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from lengthen.common.errors import LengthenError
 from lengthen.models import pick_dtype, resolve_model
 from lengthen.train.attention import register
+from lengthen.train.rope import by_document
 
 
 def load_model(
@@ -42,4 +43,4 @@ def load_model(
         dtype=getattr(torch, pick_dtype(dtype)[0]),
         attn_implementation="lengthen",
     )
-    return model.eval()
+    return by_document(model.eval())
