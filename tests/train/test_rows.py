@@ -11,6 +11,7 @@ import pytest
 
 from lengthen.common.errors import LengthenError
 from lengthen.models import load_tokenizer
+from lengthen.train import rows as rows_module
 from lengthen.train.collate import Collator
 from lengthen.train.rows import check_rows, check_tokenizer, open_training_rows, row_of
 from tests.train.rows import make_row, write_rows
@@ -51,3 +52,40 @@ def test_other_tokenizer_is_refused(tmp_path, model_folder):
                 check_tokenizer([str(folder)], tokenizer)
         else:
             check_tokenizer([str(folder)], tokenizer)
+
+
+def many(tmp_path, **late):
+    """3,000 rows of 10 tokens; the row 2,345 is changed by `late`."""
+    rng = random.Random(1)
+    rows = [make_row(rng, [4, 6], 300, masked=2.0) for _ in range(3000)]
+    rows[2345] = {**rows[2345], **late}
+    return open_training_rows([str(write_rows(tmp_path / "rows", rows))])
+
+
+@pytest.mark.parametrize(
+    ("late", "words"),
+    [
+        ({"input_ids": [*range(9), 300]}, "Row 2345 holds token 300, but the model knows 300 tokens"),
+        ({"input_ids": [*range(9), -1]}, "Row 2345 holds token -1"),
+        ({"input_ids": list(range(9))}, "Row 2345: its doc_lens do not add up"),
+        ({}, "loss_mask of all 3,000 rows is 0"),
+    ],
+)
+def test_one_bad_row_among_thousands_is_found(tmp_path, late, words):
+    with pytest.raises(LengthenError, match=words):
+        check_rows(many(tmp_path, **late), positions=512, vocabulary=300)
+
+
+def test_one_trained_row_among_thousands_suffices(tmp_path):
+    looked = check_rows(many(tmp_path, loss_mask=[1] * 10), positions=512, vocabulary=300)
+    assert looked == "checked before training: lengths of all 3,000 rows, token ids of all of them"
+
+
+def test_of_a_large_set_blocks_are_read_and_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows_module, "READ_TOKENS", 12_000)
+    looked = check_rows(many(tmp_path, loss_mask=[1] * 10), positions=512, vocabulary=300)
+    assert "token ids of 1,000, spread over the set, of them" in looked
+    monkeypatch.setattr(rows_module, "READ_TOKENS", 15_000)
+    assert "token ids of 2,000, spread over the set, of them" in check_rows(
+        many(tmp_path / "b", loss_mask=[1] * 10), positions=512, vocabulary=300
+    )

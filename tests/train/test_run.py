@@ -87,6 +87,8 @@ def test_derived_values_have_reasons(tmp_path, model_folder):
         ({"optimizer_from": "nowhere"}, "keep_after"),
         ({"activation_offload": True}, "needs a GPU"),
         ({"liger": True}, "needs a GPU"),
+        ({"report_to": ["tensorbord"]}, "did you mean 'tensorboard'"),
+        ({"steps": None, "tokens": 800, "warmup": 5}, "warmup is 5 steps, the training 2"),
     ],
 )
 def test_refusals_before_compute(tmp_path, model_folder, change, words):
@@ -94,6 +96,53 @@ def test_refusals_before_compute(tmp_path, model_folder, change, words):
     with pytest.raises(LengthenError, match=words):
         train(stage(model_folder, rows, **change), StageContext(folder=tmp_path / "out"))
     assert not (tmp_path / "out" / "model").exists()
+
+
+def test_missing_kernels_and_trackers_are_named(monkeypatch):
+    """On a machine with a GPU: torch is told that it has one, the libraries are truly missing."""
+    import importlib.util
+
+    import torch
+    from transformers.integrations.integration_utils import get_available_reporting_integrations
+
+    from lengthen.common.errors import MissingExtra
+    from lengthen.train.run import _refuse_what_is_missing
+
+    if importlib.util.find_spec("liger_kernel") is None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        with pytest.raises(MissingExtra, match=r"(?s)liger.*lengthen\[gpu\]"):
+            _refuse_what_is_missing(stage("m", "r", liger=True))
+    _refuse_what_is_missing(stage("m", "r", activation_offload=torch.cuda.is_available()))
+    if "comet_ml" not in get_available_reporting_integrations():
+        with pytest.raises(MissingExtra, match="comet_ml is not installed"):
+            _refuse_what_is_missing(stage("m", "r", report_to=["comet_ml"]))
+
+
+@pytest.mark.parametrize(("warmup", "steps", "good"), [(6, 6, False), (5, 6, True), (1, 1, False), (0.9, 1, True)])
+def test_a_warmup_as_long_as_the_run_is_refused(warmup, steps, good):
+    if good:
+        assert stage("m", "r", warmup=warmup, steps=steps).warmup == warmup
+    else:
+        with pytest.raises(ValueError, match=f"warmup is {warmup} steps, the training {steps}"):
+            stage("m", "r", warmup=warmup, steps=steps)
+
+
+def test_a_warmup_of_a_part_of_a_step_is_refused():
+    with pytest.raises(ValueError, match="neither a share below 1 nor a whole number"):
+        stage("m", "r", warmup=2.5)
+
+
+def test_a_model_with_code_of_its_own_is_refused(tmp_path, model_folder):
+    import shutil
+
+    folder = tmp_path / "remote"
+    shutil.copytree(model_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_mine.Mine"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(LengthenError, match="needs code from its own folder"):
+        train(stage(folder, ordinary_rows(tmp_path / "rows")), StageContext(folder=tmp_path / "out"))
+    assert not (tmp_path / "out" / "metrics.jsonl").exists()
 
 
 def test_bad_rows_are_refused(tmp_path, model_folder):

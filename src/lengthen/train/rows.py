@@ -15,7 +15,8 @@ from lengthen.data.shards import open_rows, read_facts, read_row
 from lengthen.data.tokenize import vocabulary_sha256
 from lengthen.train.collate import attended_lengths, row_targets
 
-_LOOK = 256  # rows looked through before training, evenly spread
+READ_TOKENS = 2**28  # token ids looked at before training: a gigabyte, some seconds from a disk
+_BLOCK = 1000  # rows
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,16 @@ def check_tokenizer(folders: list[str], tokenizer: Any) -> None:
             )
 
 
-def check_rows(rows: TrainingRows, *, positions: int, vocabulary: int, whole_rows: bool = False) -> None:
-    """Look at rows spread over the set, before any compute.
+def check_rows(rows: TrainingRows, *, positions: int, vocabulary: int, whole_rows: bool = False) -> str:
+    """Look at the rows before any compute: all lengths, all token ids (of a large set, blocks spread over it), and
+    targets until one is found.
 
     Args:
         positions: how many positions the model has after its extension.
         vocabulary: rows of its embedding.
         whole_rows: positions run on over whole rows instead of restarting at documents.
+
+    Returns: a sentence about what was looked at.
 
     Raises:
         LengthenError: a row longer than the positions, token ids beyond the vocabulary, nothing to train on.
@@ -100,22 +104,57 @@ def check_rows(rows: TrainingRows, *, positions: int, vocabulary: int, whole_row
             f"The longest {what} has {reach:,} tokens, but the model has {positions:,} positions.",
             fix=f"set the stage's length to {reach} (rope.type auto extends it), or prepare shorter rows",
         )
-    targets = 0
-    for index in np.unique(np.linspace(0, len(rows.data) - 1, _LOOK).astype(int)):
-        row = row_of(rows.data, int(index))
-        if sum(row["doc_lens"]) != len(row["input_ids"]):
-            raise LengthenError(f"Row {index}: its doc_lens do not add up to its tokens.", fix="prepare it again")
-        highest = int(row["input_ids"].max())
-        if highest >= vocabulary:
-            raise LengthenError(
-                f"Row {index} holds token {highest}, but the model knows {vocabulary:,} tokens.",
-                why="the rows were made with another tokenizer",
-                fix="prepare them again with this model's tokenizer",
-            )
-        targets += int(np.count_nonzero(row_targets(row, attended_lengths(row))))
-    if targets == 0:
+    read = _check_ids(rows, vocabulary)
+    if not _any_target(rows.data):
         raise LengthenError(
-            "No token of the rows is trained: every loss_mask that was looked at is 0.",
+            f"No token of the rows is trained: the loss_mask of all {len(rows.data):,} rows is 0.",
             why="mostly a chat template whose assistant turns were not found",
             fix="`lengthen inspect` the rows; check the roles in the chat file",
         )
+    part = "all" if read == len(rows.data) else f"{read:,}, spread over the set,"
+    return f"checked before training: lengths of all {len(rows.data):,} rows, token ids of {part} of them"
+
+
+def _check_ids(rows: TrainingRows, vocabulary: int) -> int:
+    """Refuse rows whose borders or token ids do not fit. Returns how many rows' ids were read."""
+    every = max(1, -(-int(rows.lengths.sum()) // READ_TOKENS))
+    read = first = 0
+    columns = rows.data.select_columns(["input_ids"]).with_format("arrow")
+    for number, table in enumerate(cast("Iterator[Any]", columns.iter(batch_size=_BLOCK))):
+        ids = table.column("input_ids").combine_chunks()
+        sizes = ids.value_lengths().to_numpy(zero_copy_only=False)
+        wrong = np.flatnonzero(sizes != rows.lengths[first : first + len(sizes)])
+        if len(wrong):
+            raise LengthenError(
+                f"Row {first + int(wrong[0])}: its doc_lens do not add up to its tokens.", fix="prepare it again"
+            )
+        if number % every == 0:
+            _check_block(ids.flatten().to_numpy(zero_copy_only=False), sizes, first, vocabulary)
+            read += len(sizes)
+        first += len(sizes)
+    return read
+
+
+def _check_block(ids: np.ndarray, sizes: np.ndarray, first: int, vocabulary: int) -> None:
+    if not len(ids) or (ids.max() < vocabulary and ids.min() >= 0):
+        return
+    at = int(np.flatnonzero((ids >= vocabulary) | (ids < 0))[0])
+    row = first + int(np.searchsorted(np.cumsum(sizes), at, side="right"))
+    raise LengthenError(
+        f"Row {row} holds token {int(ids[at])}, but the model knows {vocabulary:,} tokens.",
+        why="the rows were made with another tokenizer",
+        fix="prepare them again with this model's tokenizer",
+    )
+
+
+def _any_target(data: Dataset) -> bool:
+    """Whether any token is trained. Rows spread over the set come first: mostly the first one answers."""
+    spread = np.unique(np.linspace(0, len(data) - 1, 256).astype(int)).tolist()
+    if any(_has_target(row_of(data, index)) for index in spread):
+        return True
+    known = set(spread)
+    return any(_has_target(row_of(data, index)) for index in range(len(data)) if index not in known)
+
+
+def _has_target(row: dict[str, Any]) -> bool:
+    return bool(np.count_nonzero(row_targets(row, attended_lengths(row))))

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from lengthen.common.dist import export_launcher_variables, is_main, rank, world_size
-from lengthen.common.errors import LengthenError, MissingExtra
+from lengthen.common.errors import LengthenError, MissingExtra, nearest
 from lengthen.common.files import explain_disk, read_json, read_json_lines, sha256_file, write_atomic, write_json
 from lengthen.common.manifest import StageContext, StageResult
 from lengthen.models import load_tokenizer, pick_dtype, resolve_model
 from lengthen.recipe.base import Derived, size_text
-from lengthen.recipe.stages.train import PositionSettings, TrainStage, batch_and_steps
+from lengthen.recipe.stages.train import PositionSettings, TrainStage, batch_and_steps, refuse_long_warmup
 from lengthen.train import fsdp, gates
 from lengthen.train.attention import set_exchange
 from lengthen.train.checkpoints import checkpoints, last_checkpoint, prune, step_of
@@ -52,7 +52,7 @@ def train(settings: TrainStage, ctx: StageContext) -> StageResult:
     passed = _passed(settings)
     if passed:
         return _pass_on(settings, ctx, passed)
-    _refuse_what_needs_a_gpu(settings)
+    _refuse_what_is_missing(settings)
     place = ranks_of(settings.sequence_parallel, rank(), world_size())
     raise_malloc_thresholds()
     _quiet_libraries()
@@ -65,6 +65,7 @@ def train(settings: TrainStage, ctx: StageContext) -> StageResult:
     dtype = _chosen(settings, ctx, derived)
     mean_row = max(1, round(float(rows.lengths.mean())))
     decided = batch_and_steps(settings, mean_row, len(rows.data), place.dp_size * settings.micro_batch)
+    refuse_long_warmup(settings, decided.steps)
     derived += decided.derived
     plan = StepPlan(
         rows.costs.tolist(), rows.lengths.tolist(), batch_rows=decided.batch_rows, micro_rows=settings.micro_batch,
@@ -75,7 +76,7 @@ def train(settings: TrainStage, ctx: StageContext) -> StageResult:
     tokenizer = load_tokenizer(folder)
     check_tokenizer(settings.rows, tokenizer)
     build = partial(_build, settings, ctx, folder, extension, dtype)
-    model, keeping = _model(settings, rows, keeping, build)
+    model, keeping, looked = _model(settings, rows, keeping, build, derived)
     collator = Collator(
         settings.positions, rule=settings.loss, seed=ctx.seed_for("positions"), pad_to=settings.sequence_parallel
     )
@@ -93,7 +94,7 @@ def train(settings: TrainStage, ctx: StageContext) -> StageResult:
     _save_model(trainer, ctx.folder, build)
     if is_main():
         prune(keeping.store, settings.keep_after)
-    return _result(ctx.folder, decided.steps, rows, derived)
+    return _result(ctx.folder, decided.steps, rows, derived, looked)
 
 
 def _build(settings: TrainStage, ctx: StageContext, folder: Path, extension: Extension, dtype: str) -> Any:
@@ -106,9 +107,9 @@ def _build(settings: TrainStage, ctx: StageContext, folder: Path, extension: Ext
 
 
 def _model(
-    settings: TrainStage, rows: TrainingRows, keeping: Housekeeping, build: Callable[[], Any]
-) -> tuple[Any, Housekeeping]:
-    """The model, checked against the rows and the ranks."""
+    settings: TrainStage, rows: TrainingRows, keeping: Housekeeping, build: Callable[[], Any], derived: list[Derived]
+) -> tuple[Any, Housekeeping, str]:
+    """The model, checked against the rows and the ranks, and what was looked at."""
     model = build()
     text = model.config.get_text_config()
     dropout = settings.lora.dropout if settings.lora is not None else 0.0
@@ -116,10 +117,14 @@ def _model(
     whole_rows = settings.positions.type == "continuous"
     # transformers keeps the original window of a `dynamic` model in its config; it reaches to `length` all the same.
     reach = max(text.max_position_embeddings, settings.length or 0)
-    check_rows(rows, positions=reach, vocabulary=text.vocab_size, whole_rows=whole_rows)
+    looked = check_rows(rows, positions=reach, vocabulary=text.vocab_size, whole_rows=whole_rows)
+    coefficient = getattr(text, "router_aux_loss_coef", 0.0) if hasattr(text, "output_router_logits") else 0.0
+    if coefficient:
+        why = "the model's config: the experts' balancing loss is added to the loss (0 there turns it off)"
+        derived.append(Derived("router_aux_loss_coef", coefficient, why))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     peak = measured_peak(model.dtype, device) if is_main() else None
-    return model, replace(keeping, flops=training_flops(text, layer_parameters(model)), peak=peak)
+    return model, replace(keeping, flops=training_flops(text, layer_parameters(model)), peak=peak), looked
 
 
 def _run(trainer: LongTrainer, settings: TrainStage, ctx: StageContext, steps: int, resume: Path | None) -> None:
@@ -135,12 +140,24 @@ def _run(trainer: LongTrainer, settings: TrainStage, ctx: StageContext, steps: i
         trainer.train(resume_from_checkpoint=str(resume) if resume is not None else None)
 
 
-def _refuse_what_needs_a_gpu(settings: TrainStage) -> None:
+def _refuse_what_is_missing(settings: TrainStage) -> None:
+    """Devices, libraries and trackers, before any compute."""
     for key in ("activation_offload", "liger"):
         if getattr(settings, key) and not torch.cuda.is_available():
             raise LengthenError(f"{key} needs a GPU, and this machine has none.", fix=f"drop {key}")
     if settings.liger and importlib.util.find_spec("liger_kernel") is None:
         raise MissingExtra.of("liger", "gpu")
+    if settings.report_to:
+        from transformers.integrations.integration_utils import (
+            INTEGRATION_TO_CALLBACK,
+            get_available_reporting_integrations,
+        )
+
+        for name in settings.report_to:
+            if name not in INTEGRATION_TO_CALLBACK:
+                raise LengthenError(f"report_to: '{name}' is no tracker.", fix=nearest(name, INTEGRATION_TO_CALLBACK))
+            if name not in get_available_reporting_integrations():
+                raise MissingExtra(f"report_to: {name} is not installed.", fix=f"pip install {name}, or drop it")
 
 
 def _quiet_libraries() -> None:
@@ -293,7 +310,7 @@ def _save_model(trainer: LongTrainer, folder: Path, build: Callable[[], Any]) ->
     trainer.accelerator.wait_for_everyone()
 
 
-def _result(folder: Path, steps: int, rows: TrainingRows, derived: list[Derived]) -> StageResult:
+def _result(folder: Path, steps: int, rows: TrainingRows, derived: list[Derived], looked: str) -> StageResult:
     lines: list[dict[str, Any]] = list(read_json_lines(folder / "metrics.jsonl"))
     seconds = sum(line["seconds"] for line in lines)
     tokens = sum(line["tokens"] for line in lines)
@@ -316,4 +333,5 @@ def _result(folder: Path, steps: int, rows: TrainingRows, derived: list[Derived]
             "max_position_embeddings": config.get("max_position_embeddings"),
         },
         derived={d.key: {"value": d.value, "reason": d.reason} for d in derived},
+        notes=[looked],
     )

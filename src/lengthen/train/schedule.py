@@ -7,7 +7,8 @@ from typing import Literal
 
 
 def warmup_steps(warmup: float, steps: int) -> int:
-    """Steps of warm-up: a share of `steps` below 1, else the number itself, and never all of the run."""
+    """Steps of warm-up: a share of `steps` below 1 (never all of the run: a run of one step has none), else the number
+    itself, which the stage has checked against `steps`."""
     return min(steps - 1, math.ceil(warmup * steps) if warmup < 1 else int(warmup))
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from lengthen.common.errors import LengthenError
 from lengthen.recipe.base import Derived, ModelFacts, Settings, Size, StageSettings, size_text
 from lengthen.recipe.rope import RopeSettings, extend
 
@@ -151,6 +152,10 @@ class TrainStage(StageSettings):
             raise ValueError("give only one of batch_rows, batch_tokens")
         if self.keep_after > self.keep:
             raise ValueError(f"keep_after {self.keep_after} is more than keep {self.keep}")
+        if self.warmup >= 1 and self.warmup != int(self.warmup):
+            raise ValueError(f"warmup {self.warmup:g} is neither a share below 1 nor a whole number of steps")
+        if self.steps is not None and (problem := warmup_problem(self, self.steps)):
+            raise ValueError(problem)
         if self.positions.type in ("pose", "skip") and not self.positions.targets and self.length is None:
             raise ValueError(f"positions.type {self.positions.type} needs positions.targets, or the stage's length")
         return self
@@ -181,8 +186,24 @@ class TrainStage(StageSettings):
         if self.steps is None and self.tokens is None and self.epochs is None:
             found.append(Derived("epochs", 1, "neither steps, tokens nor epochs are set"))
         if self.length is not None and self.tokens is not None:
-            found += batch_and_steps(self, self.length, self.tokens // self.length).derived
+            plan = batch_and_steps(self, self.length, self.tokens // self.length)
+            refuse_long_warmup(self, plan.steps)
+            found += plan.derived
         return found
+
+
+def warmup_problem(stage: TrainStage, steps: int) -> str | None:
+    """A sentence where the warm-up is as long as the run, so that the learning rate would never reach `lr`."""
+    if stage.warmup < max(1, steps):
+        return None
+    few = f"below {steps} or " if steps > 1 else ""
+    return f"warmup is {stage.warmup:g} steps, the training {steps}: set warmup {few}as a share (0.1)"
+
+
+def refuse_long_warmup(stage: TrainStage, steps: int) -> None:
+    """Raises: LengthenError where `warmup_problem` has something to say about derived steps."""
+    if problem := warmup_problem(stage, steps):
+        raise LengthenError(f"{stage.name or 'train'}: {problem}.")
 
 
 class Plan(Settings):
