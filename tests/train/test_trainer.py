@@ -102,16 +102,8 @@ for settings, out in json.loads(sys.argv[1]):
 """
 
 
-def test_two_ranks_equal_one_process(tmp_path, model_folder, four_rows):
-    """A rank whose rows have no target, bf16 masters with accumulation, and the rules' units over both ranks."""
-    silent = {**four_rows[1], "loss_mask": [0] * 96}
-    rows = write_rows(tmp_path / "rows", [*four_rows[:1], silent, *four_rows[2:], four_rows[0], silent])
-    cases = [("token", "float32", 2), ("sequence", "float32", 4), ("token", "bfloat16", 4)]
-    jobs = []
-    for rule, dtype, batch in cases:
-        settings = settings_for(model_folder, rows, loss=rule, dtype=dtype, batch_rows=batch)
-        train(settings, StageContext(folder=tmp_path / f"one-{rule}-{dtype}"))
-        jobs.append((settings.model_dump(mode="json"), str(tmp_path / f"two-{rule}-{dtype}")))
+def train_on_two_ranks(jobs: list[tuple[dict, str]]) -> None:
+    """Each job is a stage's settings and its folder."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -123,6 +115,19 @@ def test_two_ranks_equal_one_process(tmp_path, model_folder, four_rows):
     ]  # fmt: skip
     told = [child.communicate(timeout=300)[1].decode() for child in children]
     assert [child.returncode for child in children] == [0, 0], told[0][-3000:]
+
+
+def test_two_ranks_equal_one_process(tmp_path, model_folder, four_rows):
+    """A rank whose rows have no target, bf16 masters with accumulation, and the rules' units over both ranks."""
+    silent = {**four_rows[1], "loss_mask": [0] * 96}
+    rows = write_rows(tmp_path / "rows", [*four_rows[:1], silent, *four_rows[2:], four_rows[0], silent])
+    cases = [("token", "float32", 2), ("sequence", "float32", 4), ("token", "bfloat16", 4)]
+    jobs = []
+    for rule, dtype, batch in cases:
+        settings = settings_for(model_folder, rows, loss=rule, dtype=dtype, batch_rows=batch)
+        train(settings, StageContext(folder=tmp_path / f"one-{rule}-{dtype}"))
+        jobs.append((settings.model_dump(mode="json"), str(tmp_path / f"two-{rule}-{dtype}")))
+    train_on_two_ranks(jobs)
     for rule, dtype, _ in cases:
         one, two = metrics(tmp_path / f"one-{rule}-{dtype}"), metrics(tmp_path / f"two-{rule}-{dtype}")
         tolerance = 1e-5 if dtype == "float32" else 2e-2

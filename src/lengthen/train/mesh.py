@@ -184,6 +184,13 @@ def check_sequence_parallel(
             why="only attention trades heads for tokens; other layers would see a part of the row.",
             fix="use sequence_parallel: 1 with sharding: fsdp2 and checkpointing: true",
         )
+    if hasattr(text, "output_router_logits") and getattr(text, "router_aux_loss_coef", 0.0):
+        raise LengthenError(
+            f"sequence_parallel {size} with a balancing loss of experts (router_aux_loss_coef "
+            f"{text.router_aux_loss_coef}).",
+            why="it is a mean over the tokens of a whole row, of which a rank sees a part.",
+            fix="use sequence_parallel: 1, or set router_aux_loss_coef to 0 in the model's config.json",
+        )
     rates = {k: v for k, v in text.to_dict().items() if ("dropout" in k or k.endswith("_pdrop")) and _positive(v)}
     if dropout:
         rates["lora.dropout"] = dropout

@@ -20,13 +20,13 @@ from datasets import Dataset
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback
-from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from lengthen.common.errors import LengthenError
 from lengthen.common.files import append_json_line
 from lengthen.train import fsdp
+from lengthen.train.arguments import half_precision, training_arguments
 from lengthen.train.checkpoints import PART, explain_failed_save, last_good, prune, seal_and_publish
 from lengthen.train.collate import Batch, Collator
 from lengthen.train.optimizer import MasterAdamW, carry_state, check_shapes
@@ -83,15 +83,21 @@ class LongTrainer(SFTTrainer):
         self.ranks, self.on_step, self.on_ready = ranks or Ranks(), on_step, on_ready
         self._keep: torch.Tensor | None = None
         self._step: dict[str, float] = {}
+        self._balance = 0.0
         self._clock = time.monotonic()
         self._saving = False
+        text = model.config.get_text_config()
+        router_logits = getattr(text, "output_router_logits", None)
         super().__init__(
             model=model,
-            args=_arguments(optimization, keeping, plan, _half(model)),
+            args=training_arguments(optimization, keeping, plan, half_precision(model)),
             train_dataset=rows,
             data_collator=collator,
             processing_class=tokenizer,
         )
+        if router_logits is not None:
+            # TRL switches them on in the config, which is saved with the model; `compute_loss` asks for them itself.
+            text.output_router_logits = router_logits
         # Each log line goes to metrics.jsonl and the progress bar, not to the screen.
         self.remove_callback(PrinterCallback)
         self._compact_head()
@@ -159,7 +165,10 @@ class LongTrainer(SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: float | None = None
     ) -> Any:
-        """sum(weight x cross-entropy) / units of the step, times the ranks, because their gradients are averaged."""
+        """sum(weight x cross-entropy) / units of the step, times the ranks, because their gradients are averaged.
+
+        Experts: plus router_aux_loss_coef x the balancing loss of this micro-batch (Switch Transformers, arXiv
+        2101.03961, eq. 4), which weighs its share of the step's tokens."""
         keep, labels, weights = inputs.keep, inputs.labels, inputs.weights
         if not len(keep):
             # A batch without a target still runs, so that every rank takes part in every exchange: one position with
@@ -168,11 +177,16 @@ class LongTrainer(SFTTrainer):
             labels, weights = labels.new_zeros(1, 1), weights.new_zeros(1, 1)
         self._keep = keep
         try:
-            outputs = model(**inputs.model_inputs(), shift_labels=labels, fused_lm_head=True)
+            routed = {"output_router_logits": True} if self.aux_loss_enabled else {}
+            outputs = model(**inputs.model_inputs(), shift_labels=labels, fused_lm_head=True, **routed)
         finally:
             self._keep = None
         ranks = self.args.world_size
         loss = -(outputs.log_probs.float() * weights).sum() * (ranks / max(num_items_in_batch or 0.0, 1e-12))
+        if self.aux_loss_enabled:
+            balance = outputs.aux_loss * (inputs.content / max(self._step["tokens"], 1.0) * ranks)
+            self._balance += float(balance.detach())
+            loss = loss + self.router_aux_loss_coef * balance
         if num_items_in_batch == 0:
             loss = loss * 0.0
         return (loss, outputs) if return_outputs else loss
@@ -224,7 +238,7 @@ class LongTrainer(SFTTrainer):
                 {"params": [p for n, p in named if n in decayed], "weight_decay": o.weight_decay},
                 {"params": [p for n, p in named if n not in decayed], "weight_decay": 0.0},
             ]
-            kind = MasterAdamW if _half(on) else torch.optim.AdamW
+            kind = MasterAdamW if half_precision(on) else torch.optim.AdamW
             self.optimizer = kind([g for g in groups if g["params"]], lr=o.lr, betas=o.betas, eps=o.eps)
             self.optimizer.register_load_state_dict_pre_hook(fsdp.scatter_state)
         return self.optimizer
@@ -281,6 +295,9 @@ class LongTrainer(SFTTrainer):
             now, did = time.monotonic(), self._step
             seconds, self._clock = now - self._clock, now
             logs["epoch"] = self.plan.epoch(step)
+            if self.aux_loss_enabled:
+                logs["aux_loss"] = self._over_ranks(self._balance)
+                self._balance = 0.0
             logs.update(
                 tokens=did["tokens"],
                 trained_tokens=did["trained_tokens"],
@@ -297,6 +314,13 @@ class LongTrainer(SFTTrainer):
                 if self.on_step is not None:
                     self.on_step({"step": step, **logs})
         super().log(logs, start_time)
+
+    def _over_ranks(self, value: float) -> float:
+        """The mean of a number of each rank."""
+        if self.args.world_size == 1:
+            return value
+        mean: Any = self.accelerator.reduce(torch.tensor(value, device=self.args.device), "mean")
+        return float(mean)
 
     # ---- checkpoints ----
     def _get_output_dir(self, trial: Any) -> str:
@@ -338,55 +362,3 @@ class LongTrainer(SFTTrainer):
 
     def _send_telemetry(self) -> None:
         """Training says nothing to anybody."""
-
-
-def _half(model: Any) -> bool:
-    """Whether any trained weight has fewer bits than fp32."""
-    return any(p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())
-
-
-class _StayInMemory(SFTConfig):
-    """The model waits in main memory until it is sharded: whole, it may not fit one GPU."""
-
-    place_model_on_device = False  # type: ignore[assignment]
-
-
-def _arguments(o: Optimization, keeping: Housekeeping, plan: StepPlan, half: bool) -> SFTConfig:
-    gpu = torch.cuda.is_available()
-    kind = _StayInMemory if gpu and keeping.sharding == "fsdp2" else SFTConfig
-    arguments = kind(
-        output_dir=str(keeping.store),
-        max_steps=o.steps,
-        per_device_train_batch_size=plan.micro_rows,
-        gradient_accumulation_steps=plan.accumulation,
-        learning_rate=o.lr,
-        max_grad_norm=o.grad_clip,
-        activation_checkpointing=keeping.checkpointing,
-        gradient_checkpointing=keeping.checkpointing,
-        activation_offloading=keeping.activation_offload,
-        use_liger_kernel=keeping.liger,
-        # The model's own dtype decides (bf16 weights have fp32 masters); autocast would cast every weight each time.
-        bf16=False,
-        fp16=False,
-        use_cpu=not gpu,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="steps" if keeping.save_every else "no",
-        save_steps=keeping.save_every or 1,
-        report_to=list(keeping.report_to) or "none",
-        disable_tqdm=True,
-        seed=keeping.seed % 2**32,
-        remove_unused_columns=False,
-        max_length=None,
-        packing=False,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        ddp_find_unused_parameters=False,
-        # Gradients of bf16 weights are added up in fp32 by the optimizer after each micro-batch; so each has to be
-        # averaged over the ranks before.
-        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": True}} if half else None,
-    )
-    if arguments.n_gpu > 1:
-        # One process that sees several GPUs: Trainer would wrap the model into DataParallel, which cuts `doc_lens` up
-        # as if they were rows. One process trains on one GPU; `torchrun` uses the others.
-        arguments._n_gpu = 1
-    return arguments
