@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 
@@ -9,9 +10,17 @@ import pytest
 
 from lengthen.common.errors import LengthenError
 from lengthen.evaluate.helmet import judging
-from lengthen.evaluate.helmet.data import HUB, balanced, chosen_questions, demonstrations, label_numbers
+from lengthen.evaluate.helmet.data import (
+    HUB,
+    balanced,
+    chosen_questions,
+    demonstrations,
+    fixed_examples,
+    label_numbers,
+    shuffled,
+)
 from lengthen.evaluate.helmet.prompts import cut
-from lengthen.evaluate.helmet.tasks import LENGTHS, OMITTED, TASKS, category_averages
+from lengthen.evaluate.helmet.tasks import LENGTHS, OMITTED, TASKS, category_metrics
 from lengthen.evaluate.judge import Verdict
 from lengthen.evaluate.suites import Scored
 from tests.conftest import make_tokenizer
@@ -129,11 +138,12 @@ def test_citations(tokenizer, tmp_path, endpoint):  # noqa: F811
     suite, this = job("helmet", tokenizer, tmp_path, options=options)
     samples = list(suite.make(this, "alce_asqa", 8192, range(3)))
     assert all(s.user.count("Document [") == 30 and "Instruction: Write an accurate" in s.user for s in samples)
-    outputs = [f"It was {s.refs[0]} for sure [1]. And more was said [2].\nIgnored." for s in samples]
+    outputs = [f"It was {s.refs[0]} for sure [1]. And more was said [2].\n\nUncited words." for s in samples]
     assert suite.score(samples[0], outputs[0]) == 0.5
     scored = [Scored(s, o, suite.score(s, o), "stop") for s, o in zip(samples, outputs)]
     found = {row["task"]: row["value"] for row in suite.summary(this, scored)}
-    assert found["alce_asqa:citation recall"] == 0.5 and found["alce_asqa:citation precision"] == 0.5
+    assert found["alce_asqa:citation recall"] == pytest.approx(1 / 3, abs=1e-4), "lines after the first count in HELMET"
+    assert found["alce_asqa:citation precision"] == 0.5
     asked = len(server.asked)
     suite.summary(this, scored)
     assert len(server.asked) == asked, "no pair is judged twice"
@@ -146,6 +156,8 @@ def test_list_answers(tokenizer, tmp_path):
     (sample,) = suite.make(this, "alce_qampari", 8192, range(5))
     assert suite.score(sample, "Red [1], green [2].") == 0.5
     assert judging.statements("alce_qampari", "Which?", "Red [1], green [2].") == ["Which? Red [1]", "Which? green [2]"]
+    assert suite.score(sample, "Red [1],\n\nBlue [1]") == 1.0, "an answer may go on in a new line"
+    assert judging.statements("alce_qampari", "Which?", "") == ["Which? "], "an empty list is an unsupported statement"
     assert suite.summary(this, [Scored(sample, "Red", 0.5, "stop")]) == []
 
 
@@ -212,6 +224,53 @@ def test_long_answers_are_judged(tokenizer, tmp_path, endpoint):  # noqa: F811
     assert found["narrativeqa:unreadable judgements"]["value"] == 1
 
 
+def test_citation_prompts_are_helmets_with_alces_own_file(tokenizer, tmp_path):
+    """The layout of HELMET's `load_alce`, with the instruction and the examples of ALCE's published prompt file."""
+    rows = [{"question": "Who?", "docs": passages(40), "qa_pairs": [{"short_answers": ["Ann"]}]}]
+    alce = {
+        "instruction": "Instruction: Write.", "demo_sep": "\n\n\n",
+        "demo_prompt": "{INST}\n\nQuestion: {Q}\n\n{D}\nAnswer: {A}",
+        "doc_prompt": "Document [{ID}](Title: {T}): {P}\n",
+        "demos": [{"question": f"Q{i}?", "answer": f"A{i} [1].", "docs": [{"title": "T", "text": "P"}] * 2}
+                  for i in range(4)],
+    }  # fmt: skip
+    file = tmp_path / "asqa_default.json"
+    file.write_text(json.dumps(alce))
+    options = {"data": {"alce_asqa": write(tmp_path / "a.jsonl", rows)}, "prompts": {"alce_asqa": str(file)}}
+    suite, this = job("helmet", tokenizer, tmp_path, options=options)
+    (sample,) = suite.make(this, "alce_asqa", 8192, range(1))
+    first, second, last = sample.user.split("\n\n\n")
+    documents = "Document [1](Title: T): P\n\nDocument [2](Title: T): P"
+    for demo in (first, second):
+        assert re.fullmatch(
+            rf"Instruction: Write\.\n\nQuestion: (Q\d\?)\n\n{re.escape(documents)}\n\nAnswer: A\d \[1\]\.", demo
+        )
+    assert last.startswith("Instruction: Write.\n\nQuestion: Who?\n\nDocument [1](Title: Title 0): ")
+    assert this.prompts.frame.text(sample.user, sample.prefix).endswith("assistant\nAnswer:")
+
+
+def test_recall_answers_begin_on_a_line_of_their_own(tokenizer, tmp_path):
+    suite, this = job("helmet", tokenizer, tmp_path, "off")
+    (sample,) = suite.make(this, "ruler_niah_mk_2", 8192, range(1))
+    whole = this.prompts.frame.text(sample.user, sample.prefix)
+    assert re.search(r"mentioned in the provided text\?\nThe special magic number for \S+ mentioned .* is$", whole)
+    assert sample.tokens == this.prompts.count(sample.user, sample.prefix) <= 8192 - 50
+
+
+def test_questions_and_examples_are_those_of_helmet():
+    """HELMET takes the first of `datasets`' shuffle; so do we, without building a data set."""
+    from datasets import Dataset
+
+    rows = [{"question": f"q{i % 40}", "id": i} for i in range(60)]
+    table = Dataset.from_list(rows)
+    assert shuffled(60) == table.shuffle(seed=42)["id"][:]
+    others = table.filter(lambda row: row["id"] != 7).shuffle(seed=42).select(range(2))
+    assert [row["id"] for row in fixed_examples(rows, 7, 2)] == others["id"][:]
+    seed = int(hashlib.sha256(b"q3").hexdigest(), 16) % 2**31
+    first = table.filter(lambda row: row["question"] != "q3").shuffle(seed=seed)["id"][:]
+    assert demonstrations(rows, "question", "q3", 1)[0]["id"] == first[0]
+
+
 def test_demonstrations_are_never_the_question():
     rows = [{"question": f"q{i % 4}"} for i in range(12)]
     for name in ("q0", "q1"):
@@ -221,16 +280,14 @@ def test_demonstrations_are_never_the_question():
     assert sorted(chosen_questions(rows, "question")) == ["q0", "q1", "q2", "q3"]
 
 
-def test_averages_only_of_whole_categories():
-    rows = [{"suite": "helmet", "task": name, "length": 8192, "score": 0.5}
-            for name in ("json_kv", "ruler_niah_mk_2", "ruler_niah_mk_3", "ruler_niah_mv", "nq")]  # fmt: skip
-    assert category_averages(rows, 8192) == {"recall": 0.5}
-    for task in TASKS.values():
-        for metric in task.metrics:
-            name = task.name if metric == "score" else f"{task.name}:{metric}"
-            rows.append({"suite": "helmet", "task": name, "length": 16384, "value": 0.25})
-    found = category_averages(rows, 16384)
-    assert len(found) == 8 and found["helmet"] == 0.25
+def test_every_number_of_a_category_has_a_row():
+    found = category_metrics()
+    assert found["cite"] == tuple(
+        f"alce_{name}" for name in ("asqa", "asqa:citation recall", "asqa:citation precision",
+                                    "qampari", "qampari:citation recall", "qampari:citation precision"))  # fmt: skip
+    assert found["longqa"] == ("narrativeqa:judged", "infbench_qa", "infbench_choice")
+    assert {name: len(parts) for name, parts in found.items()} == {
+        "recall": 4, "rag": 4, "rerank": 1, "cite": 6, "icl": 5, "longqa": 3, "summ": 2}  # fmt: skip
 
 
 def test_missing_data_says_what_to_give(tokenizer, tmp_path):

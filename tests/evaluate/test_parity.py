@@ -186,6 +186,9 @@ def test_citations_by_alces_rules():
     assert recall == pytest.approx(3 / 6)
     assert precision == pytest.approx((1 + 2 + 1) / (1 + 2 + 2 + 1))
     assert citation_scores([], passages, entails) is None
+    # Of four citations the first three count (at_most_citations): together they hold no dog that barks.
+    assert citation_scores(["dogs bark [1][1][1][2]."], passages, entails) == (0.0, 0.0)
+    assert citation_scores(["cats purr [1][3][1][2]."], passages, entails) == (1.0, 1.0)
 
 
 def test_list_recall_stops_at_five():

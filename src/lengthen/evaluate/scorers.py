@@ -119,6 +119,7 @@ def _discounted(gains: Sequence[float]) -> float:
 Entails = Callable[[str, str], bool]
 """(passage, claim) -> does the passage support the claim? A language-inference model or a judge."""
 
+_AT_MOST_CITED = 3
 _CITED = re.compile(r"\[(\d+)")
 
 
@@ -132,7 +133,8 @@ def citation_scores(sentences: Sequence[str], passages: Sequence[str], entails: 
 
     Recall: share of sentences whose cited passages together support them; a sentence with no citation, or with one
     that does not exist, is not supported. Precision: share of citations that are needed: a citation is not, if it
-    does not support its sentence alone and the others do without it.
+    does not support its sentence alone and the others do without it. Of a sentence's citations the first three count
+    (ALCE's `at_most_citations`).
     """
     if not sentences:
         return None
@@ -141,6 +143,7 @@ def citation_scores(sentences: Sequence[str], passages: Sequence[str], entails: 
         refs = [int(number) - 1 for number in _CITED.findall(sentence)]
         if not refs or any(not 0 <= r < len(passages) for r in refs):
             continue
+        refs = refs[:_AT_MOST_CITED]
         claim = without_citations(sentence).strip()
         cited += len(refs)
         if not entails("\n".join(passages[r] for r in refs), claim):

@@ -108,7 +108,8 @@ def _from_hub(task: str, part: str) -> list[Data]:
     split = test if part == "test" else demos
     try:
         rows = load_dataset(name, config, split=split, revision="refs/convert/parquet")
-        return [_converted(task, row) for row in rows]  # type: ignore[arg-type]
+        found = [_converted(task, row) for row in rows]  # type: ignore[arg-type]
+        return [row for row in found if row.get("answer") != ""]  # cases without a short summary
     except Exception as error:  # the Hub client raises many kinds: offline, not found, gated, time-outs
         raise LengthenError(
             f"helmet: {name} could not be loaded ({task}): {str(error).splitlines()[0]}",
@@ -137,14 +138,27 @@ def demonstrations(rows: Sequence[Data], key: str, name: str, shots: int) -> lis
     """Worked examples for a question: rows in an order given by its hash, each key once, never the question itself."""
     import numpy as np
 
-    order = np.random.default_rng(text_hash(name) % 2**31).permutation(len(rows))
+    others = [row for row in rows if str(row[key]) != name]
+    order = np.random.default_rng(text_hash(name) % 2**31).permutation(len(others))
     found: dict[str, Data] = {}
     for i in order.tolist():
-        if str(rows[i][key]) != name and str(rows[i][key]) not in found:
-            found[str(rows[i][key])] = rows[i]
+        found.setdefault(str(others[i][key]), others[i])
         if len(found) == shots:
             break
     return list(found.values())
+
+
+def shuffled(count: int) -> list[int]:
+    """HELMET's order of the rows of a set, from which the first 100 (500) are asked: `datasets`' shuffle, seed 42."""
+    import numpy as np
+
+    return np.random.default_rng(SEED).permutation(count).tolist()
+
+
+def fixed_examples(rows: Sequence[Data], place: int, shots: int) -> list[Data]:
+    """Worked examples of a set of one part only (InfiniteBench): all rows but the asked one, in the set's order."""
+    others = [row for i, row in enumerate(rows) if i != place]
+    return [others[i] for i in shuffled(len(others))[:shots]]
 
 
 def chosen_questions(rows: Sequence[Data], key: str) -> list[str]:

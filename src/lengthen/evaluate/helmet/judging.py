@@ -6,6 +6,7 @@ that judged scores stand beside published ones only with this remark.
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -147,24 +148,26 @@ def _list(points: Sequence[str]) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------- citations
-def first_line(output: str) -> str:
-    """ALCE scores an answer's first line."""
-    return (output.strip().splitlines() or [""])[0]
+def one_line(output: str) -> str:
+    """HELMET scores citations with line breaks as spaces (ALCE itself drops what follows the first one)."""
+    return re.sub(r"\n+", " ", output)
 
 
 def statements(task: str, question: str, output: str) -> list[str]:
-    """What ALCE takes for sentences: those of five characters or more; for lists, each item after the question."""
-    text = first_line(output)
+    """What ALCE takes for sentences: those of five characters or more; for lists, each item after the question, an
+    empty answer being an unsupported one."""
+    text = one_line(output)
     if task == "alce_qampari":
         items = text.rstrip().rstrip(".").rstrip(",").split(",")
-        return [f"{question} {item.strip()}" for item in items if item.strip()]
+        return [f"{question} {item.strip()}" for item in items]
     return [s for b, e in sentence_spans(text) if len(s := text[b:e].strip()) >= 5]
 
 
 def citations(
     task: str, answers: Sequence[tuple[str, str, Sequence[Mapping[str, Any]]]], entails: Entails
 ) -> tuple[float, float] | None:
-    """Mean (recall, precision) over (question, output, documents); empty answers are left out, as in ALCE."""
+    """Mean (recall, precision) over (question, output, documents); answers without a sentence are left out, as in
+    ALCE."""
     found = []
     for question, output, documents in answers:
         passages = [f"Title: {x['title']}\n{x.get('sent', x['text'])}" for x in documents]

@@ -109,9 +109,9 @@ def _gold(row: d.Data) -> str:
 
 
 def cite(task: t.HelmetTask, source: Source, length: int) -> list[Question]:
-    """Without ALCE's prompt file there are no worked examples, and the instruction is ALCE's default one."""
+    """Without a prompt file there are no worked examples, and the instruction is ALCE's default one."""
     rows = d.rows_of(task.name, source.rows, None)
-    order = d.random.Random(d.SEED).sample(range(len(rows)), len(rows))
+    order = d.shuffled(len(rows))
     prompt = _prompt_file(task, source)
     return [partial(_cite, task, rows[i], prompt, source.shots, task.count(length), i) for i in order]
 
@@ -122,7 +122,11 @@ def _prompt_file(task: t.HelmetTask, source: Source) -> Mapping[str, Any]:
     path = Path(source.prompt).expanduser()
     if not path.is_file():
         raise LengthenError(f"helmet: there is no prompt file {path}.", fix=f"correct the option `prompts.{task.name}`")
-    return json.loads(path.read_text(encoding="utf-8"))
+    prompt = json.loads(path.read_text(encoding="utf-8"))
+    if "{INST}" in prompt.get("demo_prompt", ""):
+        # ALCE's own file: its instruction and examples in HELMET's layout.
+        prompt |= {"demo_prompt": t.CITE_DEMO, "doc_prompt": ""}
+    return prompt
 
 
 def _cite(
@@ -159,7 +163,7 @@ def icl(task: t.HelmetTask, source: Source, length: int) -> list[Question]:
     labels = sorted({row["label"] for row in shown}, key=str)
     if all(isinstance(label, int) for label in labels):
         labels = list(range(max(task.labels, max(labels) + 1)))
-    order = d.random.Random(d.SEED).sample(range(len(rows)), len(rows))
+    order = d.shuffled(len(rows))
     known = set(labels)
     return [partial(_icl, rows[i], shown, labels) for i in order if rows[i]["label"] in known]
 
@@ -173,17 +177,21 @@ def _icl(row: d.Data, shown: Sequence[d.Data], labels: Sequence[Any]) -> list[As
 
 def longqa(task: t.HelmetTask, source: Source, length: int, counter: Counter) -> list[Question]:
     rows = d.rows_of(task.name, source.rows, None)
-    demos = rows if task.name != "narrativeqa" else d.rows_of(task.name, source.demos, None, "demos")
-    order = d.random.Random(d.SEED).sample(range(len(rows)), len(rows))
     limit = length - task.reserved - task.new_tokens
-    return [partial(_longqa, task, rows[i], demos, source.shots, counter, limit) for i in order]
+    demos = d.rows_of(task.name, source.demos, None, "demos") if task.name == "narrativeqa" else []
+    found = []
+    for i in d.shuffled(len(rows)):
+        others = (
+            d.demonstrations(demos, "question", rows[i]["question"], source.shots)
+            if demos
+            else d.fixed_examples(rows, i, source.shots)
+        )
+        found.append(partial(_longqa, task, rows[i], others, counter, limit))
+    return found
 
 
-def _longqa(
-    task: t.HelmetTask, row: d.Data, demos: Sequence[d.Data], shots: int, counter: Counter, limit: int
-) -> list[Asked]:
+def _longqa(task: t.HelmetTask, row: d.Data, others: Sequence[d.Data], counter: Counter, limit: int) -> list[Asked]:
     question, refs = _question(task, row)
-    others = d.demonstrations(demos, "question", row["question"], shots)
     context = cut(row["context"], counter, limit)
     if task.name == "narrativeqa":
         pairs = "\n\n".join(f"Question: {x['question']}\nAnswer: {_flat(x['answer'])[0]}" for x in others)
@@ -213,16 +221,20 @@ def _question(task: t.HelmetTask, row: d.Data) -> tuple[str, tuple[str, ...]]:
 
 def summ(task: t.HelmetTask, source: Source, length: int, counter: Counter) -> list[Question]:
     rows = d.rows_of(task.name, source.rows, None)
-    demos = rows if task.name == "infbench_sum" else d.rows_of(task.name, source.demos, None, "demos")
-    order = d.random.Random(d.SEED).sample(range(len(rows)), len(rows))
     limit = length - task.reserved - task.new_tokens
-    return [partial(_summ, task, rows[i], demos, source.shots, counter, limit) for i in order]
+    demos = d.rows_of(task.name, source.demos, None, "demos") if task.name == "multi_lexsum" else []
+    found = []
+    for i in d.shuffled(len(rows)):
+        others = (
+            d.demonstrations(demos, "context", str(rows[i]["context"]), source.shots)
+            if demos
+            else d.fixed_examples(rows, i, source.shots)
+        )
+        found.append(partial(_summ, task, rows[i], others, counter, limit))
+    return found
 
 
-def _summ(
-    task: t.HelmetTask, row: d.Data, demos: Sequence[d.Data], shots: int, counter: Counter, limit: int
-) -> list[Asked]:
-    others = d.demonstrations(demos, "context", str(row["context"]), shots)
+def _summ(task: t.HelmetTask, row: d.Data, others: Sequence[d.Data], counter: Counter, limit: int) -> list[Asked]:
     if task.name == "infbench_sum":
         shown = "\n\n".join(f"[story text]\nSummary: {_flat(x['answer'])[0].strip()}" for x in others)
         demo, template = t.BOOK_DEMOS.format(demos=shown), t.BOOK_SUM_USER

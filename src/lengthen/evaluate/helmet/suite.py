@@ -141,8 +141,10 @@ def _recall(job: Job, task: HelmetTask, length: int, contexts: range) -> Iterato
     ruler = RULER_TASKS[RULER_NAMES[task.name]]
     counter = job.prompts.counter
     essay = Essay.of(haystack_text(job.settings.haystack), counter) if ruler.haystack == "essay" else None
-    maker = NiahMaker(ruler, counter, job.prompts.frame, length, job.seed, essay)
-    yield from cell_samples(maker, NAME, task.name, length, new_tokens, contexts)
+    # HELMET puts RULER's beginning of the answer on a line of its own.
+    frame, lead = line_frame(job.prompts)
+    maker = NiahMaker(ruler, counter, frame, length, job.seed, essay, own_line=True)
+    yield from cell_samples(maker, NAME, task.name, length, new_tokens, contexts, lead)
 
 
 def _counted(job: Job, sample: Sample) -> Sample:
@@ -181,7 +183,7 @@ def score(sample: Sample, output: str) -> float:
     if task.category == "rerank":
         return ndcg(parse_ranking(output), sample.meta["labels"])
     if task.category == "cite":
-        text = without_citations(judging.first_line(output))
+        text = without_citations(judging.one_line(output))
         measure = answers_present if task.name == "alce_asqa" else list_recall_top5
         return measure(text, sample.meta["groups"])
     if task.category == "icl":
@@ -243,5 +245,6 @@ SUITE = Suite(
     default=OFFLINE,
     parameters=parameters,
     summary=summary,
+    version=2,
     fixed=True,
 )

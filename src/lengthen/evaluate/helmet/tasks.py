@@ -1,17 +1,17 @@
 """HELMET's tasks: categories, item counts by length, room for answers, prompts.
 
 Counts, wordings and numbers of new tokens are those of HELMET (arXiv 2410.02694, github.com/princeton-nlp/HELMET,
-MIT licence, commit 4526dfb; the instructions of the citation tasks are those of ALCE, arXiv 2305.14627, MIT licence):
-prompts are the benchmark. The code is ours.
+MIT licence, commit 4526dfb; the instructions of the citation tasks are those of ALCE, arXiv 2305.14627, MIT licence,
+prompts/asqa_default.json and qampari_default.json): prompts are the benchmark. The code is ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 LENGTHS = (8192, 16384, 32768, 65536, 131072)
+HELMET = "helmet"  # the mean of the seven categories
 Category = Literal["recall", "rag", "rerank", "cite", "icl", "longqa", "summ"]
 _RAG_COUNTS = (50, 105, 220, 440, 1000)
 _ALCE_COUNTS = (30, 75, 165, 345, 700)
@@ -88,6 +88,7 @@ ICL_USER = (
     'Only output "label: {{label}}" and nothing else. \n\n{context}\n\n{question}'
 )
 CITE_USER = "{demos}{instruction}\n\nQuestion: {question}\n\n{context}"
+CITE_DEMO = "{instruction}\n\nQuestion: {question}\n\n{context}\n\nAnswer: {answer}"
 CITE_PASSAGE = "Document [{number}](Title: {title}): {text}"
 CITE_INSTRUCTIONS = {
     "alce_asqa": (
@@ -133,28 +134,10 @@ LAW_DEMOS = "Example summaries:\n\n{demos}\n\nNow, write a summary of the follow
 OMITTED = " ... [the rest of the text is omitted]"
 
 
-def category_averages(rows: Iterable[Mapping[str, Any]], length: int) -> dict[str, float]:
-    """Averages of the categories of which every metric of every task was measured, and of all seven ("helmet").
-
-    Args:
-        rows: scores.json rows of the suite: `task`, `length`, and `score` or `value` (0..1).
-    """
-    found: dict[str, float] = {}
-    for row in rows:
-        if row.get("suite") == "helmet" and row.get("length") == length:
-            number = row.get("score") if row.get("score") is not None else row.get("value")
-            if number is not None:
-                found[str(row["task"])] = float(number)
-    averages: dict[str, float] = {}
-    for category in dict.fromkeys(task.category for task in TASKS.values()):
-        names = [
-            task.name if metric == "score" else f"{task.name}:{metric}"
-            for task in TASKS.values()
-            if task.category == category
-            for metric in task.metrics
-        ]
-        if all(name in found for name in names):
-            averages[category] = sum(found[name] for name in names) / len(names)
-    if len(averages) == len({task.category for task in TASKS.values()}):
-        averages["helmet"] = sum(averages.values()) / len(averages)
-    return averages
+def category_metrics() -> dict[str, tuple[str, ...]]:
+    """Category -> the numbers that its average is made of, as rows of scores.json name them."""
+    found: dict[str, list[str]] = {}
+    for task in TASKS.values():
+        names = [task.name if metric == "score" else f"{task.name}:{metric}" for metric in task.metrics]
+        found.setdefault(task.category, []).extend(names)
+    return {category: tuple(names) for category, names in found.items()}

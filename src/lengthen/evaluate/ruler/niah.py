@@ -65,6 +65,7 @@ class NiahMaker:
 
     essay: the haystack's text, for the tasks that hide needles in a text. RULER begins every sample at the
         essays' first word, so that samples share their beginning; here each begins at a sentence of its own.
+    own_line: the answer begins on a line of its own (HELMET), so without RULER's leading space.
     """
 
     task: t.RulerTask
@@ -73,6 +74,7 @@ class NiahMaker:
     length: int
     seed: int
     essay: Essay | None = None
+    own_line: bool = False
     short_of: str = "The haystack"
     proven: bool = field(init=False)
     _ends: dict[str, int] = field(init=False, default_factory=dict)
@@ -82,7 +84,8 @@ class NiahMaker:
         self.kind = _SINGULAR[task.value_kind] if one else task.value_kind
         self.head = (t.NIAH_HEAD_ONE if one else t.NIAH_HEAD).format(kind=self.kind)
         self.tail = t.NIAH_TAIL_ONE if one else t.NIAH_TAIL
-        self.prefix = t.NIAH_PREFIX_ONE if one else t.NIAH_PREFIX
+        prefix = t.NIAH_PREFIX_ONE if one else t.NIAH_PREFIX
+        self.prefix = prefix.lstrip() if self.own_line else prefix
         self.sep = " " if task.haystack == "essay" else "\n"
         self.values = Identifiers(task.value_kind, self.counter, self.length // 30 + 8, "value")
         self.keys = Identifiers(task.key_kind, self.counter, self.length // 30 + 8, "key")

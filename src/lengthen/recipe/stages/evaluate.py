@@ -142,7 +142,7 @@ class EvaluateStage(StageSettings):
         found = [self.haystack] if self.haystack not in ("essays", "noise") else []
         found += [self.tokenizer] if self.tokenizer else []
         options = [value for suite in self.suites for value in suite.options.values()]
-        listed = [part for value in options for part in (value if isinstance(value, list) else [value])]
+        listed = [part for value in options for part in _parts(value)]
         # Options name files of texts and prompts; only what exists as a path is hashed.
         return [*super().external_inputs(), *found, *(v for v in listed if isinstance(v, str) and "/" in v)]
 
@@ -162,6 +162,11 @@ class EvaluateStage(StageSettings):
         if self.arm or facts is None:
             return []
         return [Derived("arm", facts.folder.name, "the model's name")]
+
+
+def _parts(value: Any) -> list[Any]:
+    """A list's items, a mapping's values (helmet's `data`: file by task), or the value alone."""
+    return value if isinstance(value, list) else list(value.values()) if isinstance(value, dict) else [value]
 
 
 def samples_at(samples: Samples, length: int) -> int:
