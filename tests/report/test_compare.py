@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lengthen.report.collect import Arm, StageRecord
-from lengthen.report.compare import averages, depth_maps, effective, paired
+from lengthen.report.compare import averages, depth_maps, paired
 
 
 def arm(label, folder, scores=(), answers=()):
@@ -27,18 +27,6 @@ def test_average_over_tasks_leaves_out_average_rows(tmp_path):
     assert point.score == pytest.approx(0.6) and point.tasks == ("vt", "cwe") and point.n == 20
     # Two half-widths of 0.1 in quadrature over two tasks: 0.1 * sqrt(2) / 2.
     assert point.high - point.score == pytest.approx(0.0707, abs=1e-4)
-
-
-def test_effective_length_follows_rulers_rule_and_the_own_score(tmp_path):
-    one = arm(
-        "a", tmp_path, [row("vt", 4096, 0.95), row("vt", 8192, 0.86), row("vt", 16384, 0.856), row("vt", 32768, 0.5)]
-    )
-    found = effective(one, "ruler")
-    # 85.6 itself is not above 85.6; 0.856 is 90% of the own 0.95.
-    assert (found.absolute, found.relative) == (8192, 16384)
-    weak = effective(arm("b", tmp_path, [row("vt", 4096, 0.2), row("vt", 8192, 0.18)]), "ruler")
-    assert (weak.absolute, weak.relative) == (None, 8192)
-    assert effective(arm("c", tmp_path, [row("vt", 4096, 1.0)]), "ruler") is None
 
 
 def test_pairs_are_matched_by_sample_and_drawn_over_contexts(tmp_path):

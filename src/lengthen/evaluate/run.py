@@ -48,13 +48,15 @@ class Cell:
 
 @dataclass
 class Plan:
-    """All that will be asked and measured. window: positions of the model (0: not known)."""
+    """All that will be asked and measured. window: positions of the model, native: those that it was first trained for
+    (0: not known)."""
 
     arm: str
     title: str
     prompts: Prompts
     extension: Extension
     window: int
+    native: int
     cells: list[Cell] = field(default_factory=list)
     measures: list[tuple[Job, Measure]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -88,7 +90,8 @@ def evaluate(settings: EvaluateStage, ctx: StageContext) -> StageResult:
             why="\n".join(plan.notes) or "no suite made a sample",
             fix="see the reasons above; scores need at least one length that can be made and run",
         )
-    write_tables(ctx.folder, plan.arm, plan.title, settings, rows, plan.notes, [c.samples for c in plan.cells], kept)
+    samples = [cell.samples for cell in plan.cells]
+    write_tables(ctx.folder, plan.arm, plan.title, settings, rows, plan.notes, samples, kept, plan.native)
     return _result(plan, kept, rows)
 
 
@@ -101,9 +104,9 @@ def make_plan(settings: EvaluateStage, ctx: StageContext) -> Plan:
     lengths = [
         n for choice, found, _ in chosen if getattr(found, "sized", True) for n in choice.lengths or settings.lengths
     ]
-    extension, window = _positions(settings, max(lengths, default=0))
+    extension, window, native = _positions(settings, max(lengths, default=0))
     title = model_title(settings.model.partition("#")[2] or settings.model)
-    plan = Plan(settings.arm or title, title, prompts, extension, window)
+    plan = Plan(settings.arm or title, title, prompts, extension, window, native)
     _check_window(settings, plan, sorted(set(lengths)))
     for choice, found, tasks in chosen:
         job = Job(settings, choice, prompts, _options(choice, found), found.tasks, ctx)
@@ -130,16 +133,16 @@ def _tokenizer_name(settings: EvaluateStage) -> str:
     return settings.tokenizer
 
 
-def _positions(settings: EvaluateStage, longest: int) -> tuple[Extension, int]:
-    """The extension without training, and the positions that the model then has."""
+def _positions(settings: EvaluateStage, longest: int) -> tuple[Extension, int, int]:
+    """The extension without training, the positions that the model then has, and those of its first training."""
     facts = None if is_endpoint(settings.model) else model_facts(settings.model)
     if facts is None:
-        return Extension(None, None), 0
+        return Extension(None, None), 0, 0
     rope = settings.rope or RopeSettings(type="none")
     extension = Extension(None, None)
     if rope.type != "none":
         extension = extend(facts, longest if rope.factor is None else None, rope)
-    return extension, extension.window or _present(facts)
+    return extension, extension.window or _present(facts), facts.window
 
 
 def _present(facts: ModelFacts) -> int:

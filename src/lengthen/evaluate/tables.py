@@ -60,9 +60,9 @@ def depth_rows(arm: str, cells: Sequence[Sequence[Sample]], kept: Predictions) -
 
 def write_tables(
     folder: Path, arm: str, model: str, settings: EvaluateStage, rows: Sequence[Row], notes: Sequence[str],
-    cells: Sequence[Sequence[Sample]], kept: Predictions,
+    cells: Sequence[Sequence[Sample]], kept: Predictions, native: int,
 ) -> None:  # fmt: skip
-    """scores.json (with how it was asked) and cells.csv."""
+    """scores.json (with how it was asked) and cells.csv. native: positions that the model was first trained for."""
     asked = {
         "template": settings.template,
         "template_options": settings.template_options,
@@ -71,9 +71,8 @@ def write_tables(
         "rope": settings.rope.model_dump(exclude_none=True) if settings.rope else None,
         "interval": "95%, bootstrap over contexts; exact binomial where all agree",
     }
-    write_json(
-        folder / "scores.json", {"model": model, "arm": arm, "asked": asked, "rows": list(rows), "notes": list(notes)}
-    )
+    head = {"model": model, "arm": arm, "native": native, "asked": asked}
+    write_json(folder / "scores.json", {**head, "rows": list(rows), "notes": list(notes)})
     text = io.StringIO()
     writer: csv.DictWriter[str] = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()

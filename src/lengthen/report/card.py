@@ -82,7 +82,7 @@ def card(source: Path, target: Path, view: View) -> str:
         chat=_has_template(source),
         positions=int(config.get("max_position_embeddings") or 0),
         rope=yaml.safe_dump(config.get("rope_parameters") or {}, default_flow_style=True, width=10_000).strip(),
-        report=to_markdown(view).split("\n", 1)[1].strip().removeprefix(view.headline).strip(),
+        report=to_markdown(view, published=False).split("\n", 1)[1].strip().removeprefix(view.headline).strip(),
     )
     return f"---\n{data.to_yaml()}\n---\n\n{text.strip()}\n"
 

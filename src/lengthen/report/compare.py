@@ -1,11 +1,11 @@
-"""Numbers that a report derives from the scores: averages, effective lengths, paired differences, depth maps."""
+"""Numbers that a report derives from the scores: averages, paired differences, depth maps."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,10 @@ from lengthen.common.seeds import derive_seed
 from lengthen.evaluate import statistics
 from lengthen.report.collect import Arm
 
-RULER_THRESHOLD = 0.856  # Llama-2-7B-chat at 4K, RULER (arXiv 2404.06654), section 4
-RELATIVE_THRESHOLD = 0.85  # share of the model's own score at its shortest length, NoLiMa (arXiv 2502.05167)
 _AVERAGES = ("average", "mean")
+_APART = ("longform", "short")
+"""Suites whose tasks are scored by rules of their own: a mean over them says nothing (LonGen's bands and
+LongBench-Write's asked lengths, classes and instructions)."""
 
 
 @dataclass(frozen=True)
@@ -27,19 +28,6 @@ class Point:
     high: float | None
     n: int
     tasks: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Effective:
-    """How far an arm reads. absolute: longest length above RULER's 85.6; relative: longest length with at least 85% of
-    the arm's own score at its shortest length; None where no length qualifies. longest: the longest one measured."""
-
-    arm: str
-    suite: str
-    absolute: int | None
-    relative: int | None
-    shortest: int
-    longest: int
 
 
 @dataclass(frozen=True)
@@ -74,9 +62,15 @@ class DepthMap:
     samples: tuple[tuple[int, ...], ...]
 
 
+def suite_of(row: Mapping[str, Any]) -> str:
+    """The suite under which a score is averaged and shown; `longform: longen` where tasks stand for themselves."""
+    suite = str(row.get("suite") or row["task"])
+    return f"{suite}: {row['task']}" if suite in _APART else suite
+
+
 def suites_of(arms: Iterable[Arm]) -> list[str]:
     """Suites with scores, in the order in which they appear."""
-    return list(dict.fromkeys(str(row.get("suite") or row["task"]) for arm in arms for row in arm.scores))
+    return list(dict.fromkeys(suite_of(row) for arm in arms for row in arm.scores))
 
 
 def averages(arm: Arm, suite: str) -> dict[int, Point]:
@@ -84,33 +78,29 @@ def averages(arm: Arm, suite: str) -> dict[int, Point]:
     drawn apart."""
     by_length: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for row in arm.scores:
-        if str(row.get("suite") or row["task"]) == suite and row["task"] not in _AVERAGES:
+        if suite_of(row) == suite and row["task"] not in _AVERAGES:
             by_length[int(row["length"])].append(row)
-    return {length: _mean(rows) for length, rows in sorted(by_length.items())}
+    return {length: mean_of(rows) for length, rows in sorted(by_length.items())}
 
 
-def _mean(rows: Sequence[dict[str, Any]]) -> Point:
-    count = len(rows)
-    score = sum(float(row["score"]) for row in rows) / count
-    tasks = tuple(str(row["task"]) for row in rows)
-    n = sum(int(row.get("n") or 0) for row in rows)
-    if any(row.get("low") is None or row.get("high") is None for row in rows):
-        return Point(score, None, None, n, tasks)
-    down = math.sqrt(sum((row["score"] - row["low"]) ** 2 for row in rows)) / count
-    up = math.sqrt(sum((row["high"] - row["score"]) ** 2 for row in rows)) / count
-    return Point(score, max(0.0, score - down), min(1.0, score + up), n, tasks)
+def mean_of(rows: Sequence[Mapping[str, Any]]) -> Point:
+    """Mean of rows with `task`, `score`, `n` and, where there is an interval, `low` and `high`."""
+    points = [
+        Point(float(r["score"]), r.get("low"), r.get("high"), int(r.get("n") or 0), (str(r["task"]),)) for r in rows
+    ]
+    return mean_of_points(points, tuple(str(row["task"]) for row in rows))
 
 
-def effective(arm: Arm, suite: str) -> Effective | None:
-    """Effective lengths of an arm on a suite; None without two lengths to compare."""
-    points = averages(arm, suite)
-    if len(points) < 2:
-        return None
-    shortest, longest = min(points), max(points)
-    own = points[shortest].score
-    passed = [length for length, point in points.items() if point.score > RULER_THRESHOLD]
-    kept = [length for length, point in points.items() if own > 0 and point.score >= RELATIVE_THRESHOLD * own]
-    return Effective(arm.label, suite, max(passed, default=None), max(kept, default=None), shortest, longest)
+def mean_of_points(points: Sequence[Point], names: tuple[str, ...]) -> Point:
+    """Mean of independent scores; without an interval where one of them has none."""
+    count, n = len(points), sum(point.n for point in points)
+    score = sum(point.score for point in points) / count
+    down = [p.score - p.low for p in points if p.low is not None]
+    up = [p.high - p.score for p in points if p.high is not None]
+    if len(down) < count or len(up) < count:
+        return Point(score, None, None, n, names)
+    low, high = score - math.hypot(*down) / count, score + math.hypot(*up) / count
+    return Point(score, max(0.0, low), min(1.0, high), n, names)
 
 
 def pairs(arms: Sequence[Arm]) -> list[Pair]:

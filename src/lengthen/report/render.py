@@ -12,8 +12,9 @@ import jinja2
 
 from lengthen.common.files import read_json
 from lengthen.common.progress import clock
+from lengthen.evaluate.ruler.effective import LengthAverage, effective_length
 from lengthen.recipe.base import size_text
-from lengthen.report import compare, plots, story
+from lengthen.report import compare, lengths, plots, story
 from lengthen.report.collect import Arm, Evidence
 from lengthen.report.plots import Picture
 
@@ -90,24 +91,28 @@ def _depth(view: View) -> None:
 
 
 def _suite(view: View, suite: str) -> dict[str, Any]:
-    arms = view.evidence.arms
+    arms, helmet = view.evidence.arms, suite == "helmet"
     points = {arm.label: compare.averages(arm, suite) for arm in arms}
-    lengths = sorted({length for found in points.values() for length in found})
+    columns = sorted({length for found in points.values() for length in found})
     tasks = list(dict.fromkeys(task for found in points.values() for p in found.values() for task in p.tasks))
-    rows = [
-        {"arm": arm, "task": row["task"], "length": int(row["length"]), "row": {**_NO_SCORE, **row}}
+    cells = {
+        (arm.label, row["task"], int(row["length"])): {**_NO_SCORE, **row}
         for arm in arms
         for row in arm.scores
-        if str(row.get("suite") or row["task"]) == suite
-    ]
+        if compare.suite_of(row) == suite
+    }
+    # Task by task, so that the models stand under one another.
+    each = [(arm, task, [cells.get((arm.label, task, length)) for length in columns]) for task in tasks for arm in arms]
     return {
         "name": suite,
-        "lengths": lengths,
+        "lengths": columns,
         "tasks": tasks,
-        "averages": [(arm, [points[arm.label].get(length) for length in lengths]) for arm in arms],
-        "effective": [(arm, found) for arm in arms if (found := compare.effective(arm, suite)) is not None],
-        "rows": rows,
-        "picture": view.add(plots.length_curves(arms, suite)) if len(lengths) > 1 else None,
+        "averages": [(arm, [points[arm.label].get(length) for length in columns]) for arm in arms],
+        "partial": any(len(p.tasks) < len(tasks) for found in points.values() for p in found.values()),
+        "effective": [(arm, found) for arm in arms if (found := lengths.effective(arm, suite)) is not None],
+        "categories": [(arm, one) for arm in arms for one in lengths.helmet_categories(arm)] if helmet else [],
+        "each": [one for one in each if any(one[2])],
+        "picture": view.add(plots.length_curves(arms, suite)) if len(columns) > 1 else None,
     }
 
 
@@ -137,8 +142,10 @@ def to_html(view: View) -> str:
     return _environment(html=True).get_template("report.html.j2").render(view=view, css=_css()).strip() + "\n"
 
 
-def to_markdown(view: View) -> str:
-    return _environment(html=False).get_template("report.md.j2").render(view=view).strip() + "\n"
+def to_markdown(view: View, *, published: bool = True) -> str:
+    """The tables as text. published: with the figures of other models, which a model's own card does without."""
+    template = _environment(html=False).get_template("report.md.j2")
+    return template.render(view=view, published=published).strip() + "\n"
 
 
 def render_text(template: str, **values: Any) -> str:
@@ -161,9 +168,9 @@ def _environment(*, html: bool) -> jinja2.Environment:
     )
     environment.filters.update(
         percent=story.percent, size=size_text, clock=clock, number=number, short=short, points=points,
-        data_uri=_data_uri, published_reach=_published_reach, cell=_table_cell,
+        data_uri=_data_uri, published_reach=_published_reach, published_weighted=_published_weighted,
+        cell=_table_cell, tokens=_length,
     )  # fmt: skip
-    environment.globals.update(reach=story.reach)
     return environment
 
 
@@ -199,7 +206,16 @@ def _data_uri(text: str) -> str:
 
 
 def _published_reach(table: dict[str, Any], row: dict[str, Any]) -> str:
-    good = [length for length, score in zip(table["lengths"], row["scores"]) if score > 100 * compare.RULER_THRESHOLD]
-    if not good:
+    found = effective_length([LengthAverage(n, s / 100, ()) for n, s in zip(table["lengths"], row["scores"])])
+    if not found.length:
         return f"under {size_text(table['lengths'][0])}"
-    return size_text(max(good)) if max(good) < table["lengths"][-1] else f"at least {size_text(max(good))}"
+    return f"at least {size_text(found.length)}" if found.beyond else size_text(found.length)
+
+
+def _published_weighted(table: dict[str, Any], row: dict[str, Any], rising: bool) -> str:
+    return f"{lengths.weighted_of(table['lengths'], row['scores'], rising=rising):.1f}"
+
+
+def _length(value: int) -> str:
+    """`16K`; a dash for tasks that have no length of their own."""
+    return size_text(value) if value else "–"

@@ -13,10 +13,12 @@ from typing import Any
 from lengthen.common.errors import LengthenError
 from lengthen.common.files import write_atomic, write_json
 from lengthen.common.manifest import StageContext, StageResult, commit, machine, versions
+from lengthen.recipe.base import size_text
 from lengthen.recipe.stages.report import ReportStage
 from lengthen.report.card import base_of, publish
 from lengthen.report.collect import Arm, Evidence, collect, collect_runs
-from lengthen.report.compare import averages, suites_of
+from lengthen.report.compare import averages, suite_of, suites_of
+from lengthen.report.lengths import effective, helmet_categories
 from lengthen.report.render import View, build_view, to_html, to_markdown
 
 
@@ -107,16 +109,37 @@ def _scores(arm: Arm) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for suite in suites_of([arm]):
         points = averages(arm, suite)
+        rows = [row for row in arm.scores if suite_of(row) == suite]
         names = {task for point in points.values() for task in point.tasks}
-        if names != {suite}:
+        own = {suite} == names or rows[0].get("suite") != suite  # a row of the task is all there is to say
+        if not own:
             found += [{"suite": suite, "task": suite, "length": length, "score": point.score, "low": point.low,
                        "high": point.high, "n": point.n, "tasks": list(point.tasks)}
                       for length, point in points.items()]  # fmt: skip
-        if len(names) > 1 or names == {suite}:
+        if own or len(names) > 1:
             keys = ("suite", "task", "length", "score", "low", "high", "n")
-            found += [
-                {key: row.get(key) for key in keys} for row in arm.scores if (row.get("suite") or row["task"]) == suite
-            ]
+            found += [{key: row.get(key) for key in keys} for row in rows]
+        found += _together(arm, suite)
+    return found
+
+
+def _together(arm: Arm, suite: str) -> list[dict[str, Any]]:
+    """Effective lengths, weighted averages, HELMET's categories; each names what it is made of."""
+    found: list[dict[str, Any]] = []
+    one = effective(arm, suite)
+    if one is not None:
+        head = {"suite": suite, "tasks": list(one.tasks), "lengths": list(one.lengths)}
+        rules = {"above 85.6%": one.absolute, f"85% of own score at {size_text(one.base)}": one.relative}
+        # 0: not even the shortest length.
+        found += [{**head, "task": f"{suite}: effective length ({rule})", "value": reach or 0, "unit": "tokens"}
+                  for rule, reach in rules.items()]  # fmt: skip
+        averages_of = {"inc": one.rising, "dec": one.falling}
+        found += [{**head, "task": f"{suite}: wAvg ({name})", "value": value, "unit": "score"}
+                  for name, value in averages_of.items() if value is not None]  # fmt: skip
+    for category in helmet_categories(arm) if suite == "helmet" else []:
+        found += [{"suite": suite, "task": f"helmet: {category.name}", "length": length, "value": point.score,
+                   "low": point.low, "high": point.high, "unit": "score", "n": point.n, "tasks": list(category.parts)}
+                  for length, point in category.points.items()]  # fmt: skip
     return found
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from lengthen.common.progress import clock
 from lengthen.recipe.base import size_text
 from lengthen.report.collect import Arm, DataSet, Evidence, Growth, StageRecord
-from lengthen.report.compare import Point, averages, effective, suites_of
+from lengthen.report.compare import Point, averages, suites_of
+from lengthen.report.lengths import effective
 
 _FIRST_SUITES = ("needle", "ruler")
 _GOOD = 0.85
@@ -99,9 +100,10 @@ def _reading(arms: Sequence[Arm], final: Arm, suite: str) -> str:
     point = points[length]
     # A suite of one task, or a task of the suite's own name, needs no second name.
     what = "the needle test" if suite == "needle" else f"{suite} ({len(point.tasks)} tasks)"
-    if suite != "needle" and point.tasks == (suite,):
-        what = suite
-    sentence = f"At {size_text(length)} tokens it scores {percent(point.score)} on {what} ({interval(point)})"
+    if suite != "needle" and len(point.tasks) == 1:
+        what = suite if point.tasks[0] in suite else f"{suite}: {point.tasks[0]}"
+    where = f"At {size_text(length)} tokens it" if length else "It"
+    sentence = f"{where} scores {percent(point.score)} on {what} ({interval(point)})"
     others = [
         f"{_PHRASES.get(arm.label, arm.label)} {percent(found.score)}"
         for arm in arms[:-1]

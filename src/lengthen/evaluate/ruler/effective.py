@@ -1,10 +1,9 @@
-"""RULER's effective length and weighted averages, from task scores by length."""
+"""RULER's effective length and weighted averages, from averages by rising length."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 THRESHOLD = 0.856
 """Llama-2-7B-chat's average at 4K (arXiv 2404.06654, section 4)."""
@@ -32,26 +31,6 @@ class Effective:
     beyond: bool
 
 
-def averages(rows: Iterable[Mapping[str, Any]]) -> list[LengthAverage]:
-    """Averages by rising length from rows with `suite`, `task`, `length` and `score` (0..1).
-
-    Only tasks that were measured at every length enter, so that lengths can be compared.
-    """
-    scores: dict[int, dict[str, float]] = {}
-    for row in rows:
-        if row.get("suite") == "ruler" and row.get("score") is not None and row.get("length"):
-            scores.setdefault(int(row["length"]), {})[str(row["task"])] = float(row["score"])
-    if not scores:
-        return []
-    common = sorted(set.intersection(*(set(found) for found in scores.values())))
-    if not common:
-        return []
-    return [
-        LengthAverage(length, sum(found[task] for task in common) / len(common), tuple(common))
-        for length, found in sorted(scores.items())
-    ]
-
-
 def effective_length(found: Sequence[LengthAverage], threshold: float = THRESHOLD) -> Effective:
     """RULER's rule. The published table breaks it for rows that others sent in (an average of 85.6 is not above)."""
     length = 0
@@ -68,6 +47,8 @@ def relative_length(found: Sequence[LengthAverage], share: float = 0.85, native:
     if not found:
         return Effective(0, 0.0, False)
     base = next((a.score for a in found if a.length == native), found[0].score)
+    if base <= 0:
+        return Effective(0, 0.0, False)  # nothing to keep a share of
     # `effective_length` asks for more than the threshold; equal is enough here.
     effective = effective_length(found, base * share - 1e-12)
     return Effective(effective.length, base * share, effective.beyond)
