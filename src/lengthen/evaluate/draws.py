@@ -11,6 +11,23 @@ import numpy as np
 T = TypeVar("T")
 
 
+def order_of(numbers: np.ndarray) -> np.ndarray:
+    """`np.argsort(numbers, kind="stable")`, at half the time: where no two are equal, every sort gives the same."""
+    order = np.argsort(numbers)
+    ranked = numbers[order]
+    return order if bool((ranked[1:] > ranked[:-1]).all()) else np.argsort(numbers, kind="stable")
+
+
+def first_of(numbers: np.ndarray, k: int) -> np.ndarray:
+    """`np.argsort(numbers, kind="stable")[:k]` without sorting the rest."""
+    if not 0 <= 4 * k < len(numbers):  # a negative k, a large share: nothing to gain
+        return order_of(numbers)[:k]
+    least = np.argpartition(numbers, k)[: k + 1]  # one more: equal numbers across the cut must be seen
+    least = least[np.argsort(numbers[least])]
+    ranked = numbers[least]
+    return least[:k] if bool((ranked[1:] > ranked[:-1]).all()) else np.argsort(numbers, kind="stable")[:k]
+
+
 class Draws:
     """Numbers from SHAKE-256 keyed by (seed, names).
 
@@ -38,11 +55,11 @@ class Draws:
 
     def order(self, n: int) -> np.ndarray:
         """A random order of range(n)."""
-        return np.argsort(self.raw(n), kind="stable")
+        return order_of(self.raw(n))
 
     def sample(self, n: int, k: int) -> np.ndarray:
         """k different numbers of range(n), in random order."""
-        return self.order(n)[:k]
+        return first_of(self.raw(n), k)
 
     def distinct(self, low: int, high: int, n: int) -> np.ndarray:
         """n different numbers of [low, high), for ranges that are too wide to order: repeats are drawn again."""

@@ -14,6 +14,9 @@ from lengthen.evaluate.ruler import templates as t
 HOPS = 4
 EXAMPLE_TOKENS = 500  # RULER's size of the example, with the 30 tokens of an answer
 _LINE = f"{t.NOISE}\n"  # RULER joins lines that end in a line break with a space
+_ASK, _IN_TEXT = t.VT_TAIL.split(" {query}")
+_ANSWER, _THEY = t.VT_PREFIX.replace("{count}", str(HOPS + 1)).split(" {query}")
+_AGAIN = f"\n\n\n\n{t.VT_HEAD}"  # after the solved example
 
 
 @dataclass
@@ -35,14 +38,33 @@ class VtMaker:
     def __post_init__(self) -> None:
         c = self.counter
         self.line = c.count(f" {_LINE}")
-        chain, last = " VAR ABCDE = VAR FGHIJ ", " VAR ABCDE = 12345"
-        joints = [(_LINE, f" {_LINE}"), (_LINE, chain), (chain, f" {_LINE}"), (chain, chain), (_LINE, last)]
-        joints += [(last, f" {_LINE}"), (last, chain)]
-        self.proven = c.borders(joints)
+        self.proven = c.borders(self._joints())
         room = min(EXAMPLE_TOKENS, self.length // 4) - self.task.new_tokens
         cost = c.count(_solved(["AAA"] * (HOPS + 1), "12345", [0] * (HOPS + 1), 0))
         self.example_lines = max(2, (room - cost) // max(1, self.line))
         self.example_places = _places(Draws(self.seed, "ruler", "vt", "example"), self.example_lines)
+        self.fixed = self._fixed()
+
+    def _joints(self) -> list[tuple[str, str]]:
+        chain, last = " VAR ABCDE = VAR FGHIJ ", " VAR ABCDE = 12345"
+        joints = [(_LINE, f" {_LINE}"), (_LINE, chain), (chain, f" {_LINE}"), (chain, chain), (_LINE, last)]
+        joints += [(last, f" {_LINE}"), (last, chain)]
+        # Names and values differ from sample to sample and are counted alone, with the space before them.
+        name, value, between = " ABC", " 12345", f"{_IN_TEXT}{_ANSWER}"
+        joints += [(" VAR", name), (name, " ="), (" =", " VAR"), (" =", value), (name, " ")]
+        joints += [(_ASK, value), (value, between), (value, f"{_IN_TEXT}{self.frame.after}"), (_ANSWER, value)]
+        return [*joints, (value, _THEY), (_THEY, name), (name, name), (name, _AGAIN)]
+
+    def _fixed(self) -> int:
+        """Tokens of a prompt and its example without names, values and its own noise between first and last line."""
+        c = self.counter.count
+        chain = (HOPS + 1) * (c(" VAR") + c(" =")) + HOPS * (c(" VAR") + c(" "))
+        # A line of noise stands first and one stands last: each is counted with what is next to it.
+        both = chain + c(f" {_LINE}{_ASK}") + c(_THEY)
+        example = both + c(f"{_IN_TEXT}{_ANSWER}") + (self.example_lines - 2) * self.line
+        own = both + c(f"{_IN_TEXT}{self.frame.after}{_ANSWER}")
+        heads = c(f"{self.frame.before}{t.VT_HEAD}{_LINE}") + c(f"{_AGAIN}{_LINE}")
+        return self.frame.added + heads + example + own
 
     def plan(self, index: int) -> _Plan:
         return _Plan(self, index)
@@ -91,17 +113,16 @@ class _Plan:
         self.draws = Draws(maker.seed, "ruler", "vt", maker.length, index)
         self.names, example = _names(self.draws, HOPS + 1, 5), _names(self.draws, HOPS + 1, 3)
         self.value = str(self.draws.integer(10000, 100000))
-        self.example = _solved(
-            example, str(self.draws.integer(10000, 100000)), maker.example_places, maker.example_lines
-        )
+        other = str(self.draws.integer(10000, 100000))
+        self.example = _solved(example, other, maker.example_places, maker.example_lines)
         self.tail = t.VT_TAIL.format(query=self.value)
         self.prefix = t.VT_PREFIX.format(count=HOPS + 1, query=self.value)
-        c = maker.counter
-        # A line of noise stands first and one stands last: each is counted with what is next to it.
-        head = f"{maker.frame.before}{self.example}{t.VT_HEAD}{_LINE}"
-        tail = f" {_LINE}{self.tail}{maker.frame.after}{self.prefix}"
-        steps = [f" {step}" for step in _chain(self.names, self.value)]
-        self.base = maker.frame.added + int(c.counts([head, tail, *steps]).sum()) - 2 * maker.line
+        counts = maker.counter.counts([f" {text}" for text in (*self.names, self.value, *example, other)]).tolist()
+        own, shown = counts[: HOPS + 2], counts[HOPS + 2 :]
+        # Each name stands in its own assignment, all but the last in the next, the example's once more in its answer;
+        # the value in the first, in the question and at the answer's beginning.
+        self.base = maker.fixed - 2 * maker.line
+        self.base += 2 * sum(own[:-1]) - own[-2] + 3 * own[-1] + 3 * sum(shown[:-1]) - shown[-2] + 3 * shown[-1]
 
     def tokens(self, units: int) -> int:
         return self.base + units * self.m.line

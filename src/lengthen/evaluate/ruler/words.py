@@ -63,9 +63,15 @@ class CweMaker:
         entries = self.length // 3 + 512
         numbers = c.counts_of(("numbered", entries), lambda: [f" {i}." for i in range(1, entries + 1)])
         self.number_counts = np.concatenate([[0], np.cumsum(numbers)])
-        joints = [(" 17.", " lamp"), (" lamp", " 18."), (" lamp", t.CWE_TAIL)]
-        ends = {w[-1] for w in self.words}
-        self.proven = c.borders(joints + [(f" a{e}", " 18.") for e in ends] + [(f" a{e}", t.CWE_TAIL) for e in ends])
+        again = f"\n{t.CWE_HEAD}1."  # after the solved example
+        joints = [(" 17.", " lamp"), (t.CWE_PREFIX, " 1.")]
+        ends = {"lamp", *(f"a{w[-1]}" for w in self.words)}
+        self.proven = c.borders(joints + [(f" {e}", x) for e in ends for x in (" 18.", t.CWE_TAIL, again)])
+        # The first entry, "1." after a line break, is counted with the head.
+        self.fixed = self.frame.added + c.count(f"{self.frame.before}{t.CWE_HEAD}1.")
+        self.fixed += c.count(f"{t.CWE_TAIL}{self.frame.after}{t.CWE_PREFIX}")
+        if self.example[0]:
+            self.fixed += c.count(t.CWE_TAIL + t.CWE_PREFIX) + c.count(again)
 
     def plan(self, index: int) -> _CwePlan:
         return _CwePlan(self, index)
@@ -84,11 +90,9 @@ class _CwePlan:
         counts = maker.word_counts[self.picks]
         self.sums = np.concatenate([[0], np.cumsum(counts)])
         self.common_cost = (maker.often - maker.seldom) * int(self.sums[COMMON])
-        c = maker.counter.count
-        # The first entry, "1." after a line break, is counted with the head.
-        head = f"{maker.frame.before}{self.example}{t.CWE_HEAD}"
-        self.base = maker.frame.added + c(f"{head}1.") - int(maker.number_counts[1]) + self.common_cost
-        self.base += c(f"{t.CWE_TAIL}{maker.frame.after}{t.CWE_PREFIX}")
+        self.base = maker.fixed - int(maker.number_counts[1]) + self.common_cost
+        if total:
+            self.base += self._example_cost(shown, often, seldom)
 
     def _example(self, draws: Draws, shown: np.ndarray, often: int, seldom: int) -> str:
         if len(shown) == 0:
@@ -97,6 +101,13 @@ class _CwePlan:
         entries = draws.shuffled(words[:COMMON] * often + words[COMMON:] * seldom)
         answer = " ".join(f"{i}. {w}" for i, w in enumerate(words[:COMMON], 1))
         return f"{t.CWE_HEAD}{_numbered(entries)}{t.CWE_TAIL}{t.CWE_PREFIX} {answer}\n"
+
+    def _example_cost(self, shown: np.ndarray, often: int, seldom: int) -> int:
+        """Tokens of the example's entries, the first number left out, and of its answer's."""
+        costs, numbers = self.m.word_counts[shown], self.m.number_counts
+        entries = COMMON * often + (len(shown) - COMMON) * seldom
+        found = (often + 1) * costs[:COMMON].sum() + seldom * costs[COMMON:].sum()
+        return int(found + numbers[entries] - numbers[1] + numbers[COMMON])
 
     def entries(self, units: int) -> int:
         return COMMON * self.m.often + (units - COMMON) * self.m.seldom
