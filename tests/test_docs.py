@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -36,21 +37,41 @@ def ids(pages):
     return [page.relative_to(ROOT).as_posix() for page in pages]
 
 
+def check(line: str, where: str) -> None:
+    """A command exists, with the options that the line gives it."""
+    words = [w for w in shlex.split(line.split(" > ")[0].split(" | ")[0])[1:] if w not in ("...", "..")]
+    command: Any = COMMAND
+    while words and not words[0].startswith("-") and hasattr(command, "commands"):
+        if words[0].isupper():  # a placeholder such as COMMAND
+            return
+        assert words[0] in command.commands, f"{where}: {line}"
+        command = command.commands[words.pop(0)]
+    known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    known |= {"--help", "-h", "--debug"}
+    for word in words:
+        if word.startswith("-"):
+            assert word.split("=")[0] in known, f"{where}: {line}: no option {word}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=ids(PAGES))
 def test_commands_exist_with_their_options(page):
     for line in commands(page.read_text()):
-        words = [w for w in shlex.split(line.split(" > ")[0].split(" | ")[0])[1:] if w not in ("...", "..")]
-        command = COMMAND
-        while words and not words[0].startswith("-") and hasattr(command, "commands"):
-            if words[0].isupper():  # a placeholder such as COMMAND
-                return
-            assert words[0] in command.commands, f"{page.name}: {line}"
-            command = command.commands[words.pop(0)]
-        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
-        known |= {"--help", "-h", "--debug"}
-        for word in words:
-            if word.startswith("-"):
-                assert word.split("=")[0] in known, f"{page.name}: {line}: no option {word}"
+        check(line, page.name)
+
+
+def _leaves(command, name: str):
+    for inner, one in getattr(command, "commands", {"": command}).items():
+        yield from _leaves(one, f"{name} {inner}") if hasattr(one, "commands") else [(f"{name} {inner}".strip(), one)]
+
+
+@pytest.mark.parametrize(("name", "command"), _leaves(COMMAND, "lengthen"), ids=lambda value: str(value)[:30])
+def test_the_help_of_each_command_teaches_by_examples_that_hold(name, command):
+    examples = [line.strip() for line in command.help.partition("Examples:")[2].splitlines() if line.strip()]
+    assert examples and all(line.startswith(name) for line in examples), f"{name} --help shows no example"
+    for line in examples:
+        check(line, f"{name} --help")
+    first = command.get_short_help_str(limit=200)
+    assert len(first) <= 60, f"{name}: its line in the list of commands would be cut off: {first}"
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if recipes(p.read_text())], ids=lambda p: p.name)

@@ -13,7 +13,10 @@ from lengthen import __version__
 app = typer.Typer(
     name="lengthen",
     help="Teach a language model to read longer and to write longer: data, training, evaluation and a report from one "
-    "recipe file.\n\nStart with `lengthen run quickstart`, or `lengthen show` for the list of recipes.",
+    "recipe file.\n\n\b\nStart here:\n"
+    "  lengthen run quickstart      see a small model learn to read four times longer, on a laptop\n"
+    "  lengthen show                the list of recipes\n"
+    "  lengthen COMMAND --help      examples of each command",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -32,6 +35,19 @@ Model = Annotated[
 Changes = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change a setting, e.g. --set train.steps=50. Repeatable."),
+]
+StageChanges = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change a setting of the stage, e.g. --set max_tokens=16k."),
+]
+Reader = Annotated[
+    str | None, typer.Option("--model", "-m", help="Model whose tokenizer decodes the rows. Default: as the data say.")
+]
+Checked = Annotated[
+    str | None, typer.Option("--model", "-m", help="Model to check: a folder, a Hub name, or 'default'.")
+]
+Measuring = Annotated[
+    str | None, typer.Option("--model", "-m", help="Model whose tokenizer measures lengths. Default: the embedded one.")
 ]
 _debug = {"on": False}
 
@@ -60,6 +76,13 @@ def run(
 
     Stop it at any moment and run the same command again: it goes on from the last checkpoint and the last sample.
     Under torchrun, accelerate launch or srun the training stages use all ranks.
+
+    \b
+    Examples:
+      lengthen run quickstart
+      lengthen run quickstart --dry-run
+      lengthen run quickstart --model ./my-model --set train.steps=50 --out runs/mine
+      lengthen run quickstart --redo train
     """
     from lengthen.commands import dry_run_text, run_and_tell
     from lengthen.recipe.load import load_recipe
@@ -81,7 +104,18 @@ def show(
         bool, typer.Option("--schema", help="Print the JSON schema of recipe files, for editors.")
     ] = False,
 ) -> None:
-    """Print a recipe with every setting filled in, and why. Without a name: all presets."""
+    """Print a recipe with every setting and its reason. Without a name: the list of recipes.
+
+    Beside a setting stands where its number comes from (a paper's table, or lengthen's own choice); numbers that follow
+    from others come with their reason. Nothing is run, and no weights are downloaded.
+
+    \b
+    Examples:
+      lengthen show
+      lengthen show prolong
+      lengthen show quickstart --set train.length=64k
+      lengthen show --schema > recipe.schema.json
+    """
     from lengthen.commands import presets_text, schema_text, show_text
 
     if schema:
@@ -100,17 +134,35 @@ def inspect(
         Path, typer.Argument(help="Training rows, chat.jsonl, a stage folder, a run folder, or a state file.")
     ],
     rows: Annotated[int, typer.Option("--rows", "-n", help="How many rows to show decoded.")] = 3,
-    model: Model = None,
+    model: Reader = None,
 ) -> None:
-    """Look at data: rows decoded with visible boundaries and masks, lengths, shares, drops; or a run's state."""
+    """Look at data before you train on it. Rows decoded with visible borders and masks, lengths, shares, drops.
+
+    Of a run folder it tells each stage's time, memory and counts; of a state file, how far the work is.
+
+    \b
+    Examples:
+      lengthen inspect runs/quickstart
+      lengthen inspect runs/quickstart/stages/prepare --rows 5
+      lengthen inspect my-chats.jsonl --model ./my-model
+    """
     from lengthen.commands import inspect_text
 
     typer.echo(inspect_text(path, rows, model))
 
 
 @app.command()
-def doctor(model: Model = None) -> None:
-    """What this machine can run, and what to install for the rest. With --model: check it for document leaks."""
+def doctor(model: Checked = None) -> None:
+    """What this machine can run, and what to install for the rest.
+
+    With --model it also checks that the model's attention keeps the documents of one row apart (a document leak falls
+    silently: the loss still goes down).
+
+    \b
+    Examples:
+      lengthen doctor
+      lengthen doctor --model default
+    """
     from lengthen.commands import doctor_text
 
     text, good = doctor_text(model)
@@ -131,7 +183,16 @@ def plan(
         ),
     ] = None,
 ) -> None:
-    """What a recipe will cost before it runs: memory per device by part, tokens/s, hours, and what to change."""
+    """What a recipe will cost before it runs. Memory of each device by part, tokens per second, hours.
+
+    Where it does not fit, it says what to change, the largest saving first. Only the model's config is read.
+
+    \b
+    Examples:
+      lengthen plan quickstart
+      lengthen plan prolong --devices 8xH100-80GB
+      lengthen plan prolong --devices 64xH100-80GB --set train-512k.sequence_parallel=16
+    """
     from lengthen.commands import plan_text
     from lengthen.recipe.load import load_recipe
 
@@ -147,12 +208,19 @@ def evaluate(
     arm: Annotated[
         str | None, typer.Option("--arm", help="The model's name in tables. Default: from its path.")
     ] = None,
-    set_: Changes = None,
+    set_: StageChanges = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder. Default: runs/evaluate-<model>.")] = None,
 ) -> None:
-    """How long does this model really read and write? Scores with intervals, a heat map, a report.
+    """How long a model really reads and writes. Scores with intervals, heat maps, a report.
 
-    Stop it and run it again at any moment: no sample is asked twice.
+    Stop it and run it again at any moment: no sample is asked twice. Suites: needle, ruler, helmet, own, longform,
+    perplexity, short.
+
+    \b
+    Examples:
+      lengthen evaluate default
+      lengthen evaluate ./my-model --suite ruler --lengths 8k,32k,128k --samples 20
+      lengthen evaluate http://localhost:8000/v1#name --suite needle --set tokenizer=./my-model
     """
     from lengthen.commands import evaluation_recipe, run_and_tell
 
@@ -165,7 +233,16 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders or evaluate stages, the earlier one first.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the report.")] = Path("report"),
 ) -> None:
-    """Compare runs on the same samples: paired differences with intervals, curves, heat maps, failures to read."""
+    """Compare runs on the same samples. Paired differences with intervals, curves, heat maps.
+
+    The earliest run comes first; the last one is compared with each of the others. Writes report.html, report.md and
+    summary.json with every number.
+
+    \b
+    Examples:
+      lengthen report runs/evaluate-before runs/evaluate-after
+      lengthen report runs/bakeoff-as-is runs/bakeoff-plain runs/bakeoff-prolong --out results/bakeoff
+    """
     from lengthen.commands import compare
 
     typer.echo(compare(runs, out))
@@ -183,19 +260,33 @@ Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder. Defau
 
 
 @synthesize.command()
-def tables(model: Model = None, count: Count = None, set_: Changes = None, out: Out = None) -> None:
-    """Long random tables with questions whose answers are computed and checked (LongSkywork's SynL)."""
+def tables(model: Measuring = None, count: Count = None, set_: StageChanges = None, out: Out = None) -> None:
+    """Long random tables with computed answers. LongSkywork's SynL; every answer is checked from the text.
+
+    \b
+    Examples:
+      lengthen synthesize tables --count 200
+      lengthen synthesize tables --count 200 --set min_tokens=2k --set max_tokens=16k --set "languages=[en]"
+    """
     _synthesis("tables", model, count, out, set_)
 
 
 @synthesize.command()
-def questions(model: Model = None, count: Count = None, set_: Changes = None, out: Out = None) -> None:
-    """Facts planted in real long documents, and asked for. Name documents with --set documents=[FOLDER]."""
+def questions(model: Measuring = None, count: Count = None, set_: StageChanges = None, out: Out = None) -> None:
+    """Facts planted in real long documents, and asked for. Without documents of yours: Shakespeare's plays.
+
+    \b
+    Examples:
+      lengthen synthesize questions --count 200
+      lengthen synthesize questions --count 200 --set "documents=[./books]" --set max_tokens=16k
+    """
     _synthesis("questions", model, count, out, set_)
 
 
 def _command_line() -> str:
-    return " ".join(["lengthen", *sys.argv[1:]])
+    import shlex
+
+    return shlex.join(["lengthen", *sys.argv[1:]])
 
 
 def main() -> None:

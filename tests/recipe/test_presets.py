@@ -20,26 +20,7 @@ from lengthen.recipe.stages.train import TrainStage
 from lengthen.runner import run_recipe
 from lengthen.train.estimate import estimate, parse_devices
 from tests.conftest import make_model
-
-EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").rglob("*.yaml"))
-
-
-def config_only(folder: Path, **changes) -> Path:
-    """A folder with the published config of an 8B model and no weights."""
-    config = {
-        "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 8192,
-        "rope_theta": 500000.0, "tie_word_embeddings": False, **changes,
-    }  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "tokenizer.json").write_text("{}")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def eight_billion(tmp_path_factory) -> Path:
-    return config_only(tmp_path_factory.mktemp("8b"))
+from tests.recipe.conftest import config_only
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -61,12 +42,6 @@ def test_each_preset_says_where_its_numbers_come_from(name):
     # quickstart-full and self-lengthen-laptop take their base's sources along.
     assert data.sources, "published, second-hand or lengthen's own: a reader must be able to tell"
     assert all(len(source) > 3 for source in data.sources.values())
-
-
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_each_experiment_is_a_whole_recipe(path):
-    recipe = load_recipe(str(path))
-    assert recipe.names[-1] == "report" or any(stage.kind == "evaluate" for stage in recipe.stages)
 
 
 def test_published_rope_bases_come_out(eight_billion):
@@ -94,16 +69,6 @@ def test_a_given_first_window_replaces_the_scaling_that_a_model_has(tmp_path):
     assert made.window == 2**20 and made.parameters is not None
     assert (made.parameters["rope_type"], made.parameters["factor"]) == ("yarn", 128.0)
     assert (made.parameters["original_max_position_embeddings"], made.parameters["beta_fast"]) == (8192, 4.0)
-
-
-def test_shares_of_prolong_are_table_nine():
-    recipe = load_recipe("prolong").model_dump()
-    for stage in recipe["stages"]:
-        if stage["name"] in ("mix-64k", "mix-512k"):
-            shares = {source["name"]: source["share"] for source in stage["sources"]}
-            assert sum(shares.values()) == pytest.approx(1)
-            short = ("fineweb-edu", "fineweb-2023-50", "wikipedia", "stackexchange", "tulu-v2", "openwebmath", "arxiv")
-            assert sum(shares[name] for name in short) == pytest.approx(0.37)
 
 
 def test_ultra_long_rows_fit_somewhere(eight_billion):

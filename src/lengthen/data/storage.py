@@ -65,8 +65,9 @@ def _local(path: Path, patterns: Sequence[str]) -> tuple[list[FileRef], list[str
         folders[:] = keep
         for name in names:
             file = Path(folder, name)
-            if not name.startswith(".") and _matches(name, patterns) and file.is_file():
-                found.append(FileRef(str(file), file.stat().st_size, file.relative_to(path).as_posix()))
+            inside = file.relative_to(path).as_posix()
+            if not name.startswith(".") and _matches(inside, patterns) and file.is_file():
+                found.append(FileRef(str(file), file.stat().st_size, inside))
     return found, loops
 
 
@@ -87,12 +88,14 @@ def _remote(path: str, patterns: Sequence[str]) -> tuple[list[FileRef], list[str
     return [
         FileRef(fs.unstrip_protocol(name), int(info.get("size") or 0), name.removeprefix(inner).lstrip("/") or name)
         for name, info in entries.items()
-        if whole or _matches(name.rsplit("/", 1)[-1], patterns)
+        if whole or _matches(name.removeprefix(inner).lstrip("/"), patterns)
     ], []
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+def _matches(path: str, patterns: Sequence[str]) -> bool:
+    """A pattern with a slash speaks of the whole path below the folder, any other of the file's name."""
+    name = path.rsplit("/", 1)[-1]
+    return any(fnmatch.fnmatch(path if "/" in pattern else name, pattern) for pattern in patterns)
 
 
 def open_bytes(path: str) -> IO[bytes]:

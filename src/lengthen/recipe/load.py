@@ -54,8 +54,21 @@ def read_recipe(name: str, _seen: tuple[str, ...] = ()) -> dict[str, Any]:
     if base is not None:
         near = path.parent / str(base)
         parent = read_recipe(str(near) if near.exists() else str(base), (*_seen, str(path)))
+        parent["sources"] = _still_there(parent.get("sources") or {}, data.get("stages") or [])
         data = merge_recipes(parent, data)
     return _without(data, without, name)
+
+
+def _still_there(notes: dict[str, str], changes: list[Any]) -> dict[str, str]:
+    """The base's notes on sources, without those on items of a list that the change replaces by a list without them."""
+    gone: set[str] = set()
+    for stage in (stage for stage in changes if isinstance(stage, dict)):
+        for key, items in ((k, v) for k, v in stage.items() if isinstance(v, list)):
+            place = f"{stage.get('name') or stage.get('kind')}.{key}."
+            names = {str(item.get("name") or item.get("kind")) for item in items if isinstance(item, dict)}
+            names |= {str(number) for number in range(len(items))}
+            gone |= {k for k in notes if k.startswith(place) and k.removeprefix(place).split(".")[0] not in names}
+    return {key: note for key, note in notes.items() if key not in gone}
 
 
 def find_recipe(name: str) -> Path:

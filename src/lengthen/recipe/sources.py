@@ -126,7 +126,9 @@ class TextSource(SourceBase):
         description="Files or folders; @stage; package:NAME==VERSION; installed:NAME (a Python package here)."
     )
     patterns: list[str] = Field(
-        default=["*.txt", "*.md", "*.markdown", "*.rst", "*.text"], description="Names of files taken from folders."
+        default=["*.txt", "*.md", "*.markdown", "*.rst", "*.text"],
+        description="Names of files taken from folders. "
+        "A pattern with a slash speaks of the whole path below the folder: */texts/*.txt.",
     )
     encoding: str = Field(default="utf-8", description="Encoding of the files.")
     domain: Literal["none", "folder"] = Field(
