@@ -36,6 +36,7 @@ def write_account(settings: PrepareStage, ctx: StageContext, work: Path, job: di
         "schema": 1,
         **{key: facts[key] for key in ("row_length", "rows", "tokens", "trained_tokens", "documents", "fill")},
         "mix": planned.table,
+        "domains": planned.domains,
         "packing": planned.fill,
         "sources": _sources(settings, store, planned.plan),
         "drops": drops.by_rule,
@@ -154,13 +155,14 @@ def _notes(planned: Planned) -> list[str]:
 def _collect_dropped(folder: Path, work: Path) -> None:
     target = folder / "dropped"
     target.mkdir(exist_ok=True)
-    for file in sorted((work / "dropped").glob("*.jsonl")):
-        if file.stat().st_size:
-            write_atomic(target / file.name, file.read_bytes())
+    for kind, name in (("dropped", "{}"), ("duplicates", "duplicates-{}")):
+        for file in sorted((work / kind).glob("*.jsonl")):
+            if file.stat().st_size:
+                write_atomic(target / name.format(file.name), file.read_bytes())
 
 
 def _write_csvs(folder: Path, report: dict[str, Any]) -> None:
-    for name in ("mix", "packing", "documents_by_length", "row_tokens"):
+    for name in ("mix", "domains", "packing", "documents_by_length", "row_tokens"):
         if report[name]:
             write_atomic(folder / f"{name}.csv", _csv(report[name]))
     write_atomic(folder / "drops.csv", _csv([{"rule": rule, **row} for rule, row in report["drops"].items()]))
@@ -191,6 +193,7 @@ def dataset_card(recipe: str, settings: PrepareStage, report: dict[str, Any]) ->
         "## Mix", "", *_table(_MIX_COLUMNS, report["mix"]), "",
         "## Left out", "",
         *_table(("rule", "items", "tokens"), [{"rule": r, **row} for r, row in sorted(report["drops"].items())]), "",
+        *(["## Domains", "", *_table(tuple(report["domains"][0]), report["domains"]), ""] if report["domains"] else []),
         *(["## Notes", "", *(f"- {note}" for note in report["notes"]), ""] if report["notes"] else []),
     ]  # fmt: skip
     return "\n".join(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -21,6 +22,7 @@ class Document:
 
     messages: a conversation instead of a text (then `text` is empty until it is rendered).
     ids, mask: tokens of data that comes tokenised; mask[t] = 1 means that token t is trained.
+    where: names the file and line, for problems that show later; a call, since counting lines costs time.
     """
 
     id: str
@@ -30,6 +32,7 @@ class Document:
     messages: tuple[dict[str, Any], ...] | None = None
     ids: np.ndarray | None = None
     mask: np.ndarray | None = None
+    where: Callable[[], str] | None = field(default=None, compare=False, repr=False)
 
     @property
     def domain(self) -> str:

@@ -39,7 +39,7 @@ def read_hub(source: HubSource, span: Span, ledger: Ledger) -> Iterator[Document
     dataset = _open(source.dataset, source.config, source.split, source.revision, f"sources.{source.name}")
     for number in range(span.start, span.end):
         where = f"{source.dataset} ({source.split}), row {number}"
-        found = document_of_row(source, dataset[number], f"{span.name}@{number}", lambda: where, ledger)  # noqa: B023
+        found = document_of_row(source, dataset[number], f"{span.name}@{number}", lambda w=where: w, ledger)
         if found is not None:
             yield found
 
@@ -50,10 +50,7 @@ def _open(name: str, config: str | None, split: str, revision: str | None, key: 
 
     try:
         if (Path(name) / "state.json").exists() or (Path(name) / "dataset_dict.json").exists():
-            found = datasets.load_from_disk(name)
-            if isinstance(found, datasets.DatasetDict):
-                found = found[split]
-            return found
+            return _from_disk(name, config, split, revision, key)
         return datasets.load_dataset(name, config, split=split, revision=revision)  # pyright: ignore[reportReturnType]
     except KeyError as error:
         raise LengthenError(f"{key}: the dataset {name} has no split '{split}'.", fix="check `split`") from error
@@ -66,3 +63,23 @@ def _open(name: str, config: str | None, split: str, revision: str | None, key: 
             fix="check the name, the configuration and the split; gated ones need `hf auth login`; without a network "
             "give a local folder",
         ) from error
+
+
+def _from_disk(name: str, config: str | None, split: str, revision: str | None, key: str) -> Dataset:
+    """A folder of `save_to_disk`. What has no meaning there is refused."""
+    import datasets
+
+    if config is not None or revision is not None:
+        what = "config" if config is not None else "revision"
+        raise LengthenError(
+            f"{key}.{what}: {name} is a folder that save_to_disk wrote, which has none.", fix=f"take `{what}` out"
+        )
+    found = datasets.load_from_disk(name)
+    if isinstance(found, datasets.DatasetDict):
+        return found[split]
+    # A single dataset may or may not know which split it was.
+    if split not in ("train", str(found.split)):
+        raise LengthenError(
+            f"{key}.split: the folder {name} holds one dataset, not a split '{split}'.", fix="take `split` out"
+        )
+    return found

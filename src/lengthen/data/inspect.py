@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _BAR = 40
+_DOMAINS = 20
 _SHOWN = 160  # characters shown at each end of a document
 
 
@@ -76,6 +77,13 @@ def _report_lines(report: dict[str, Any]) -> list[str]:
             f"tokens  {row['documents']:>9,} documents  {row['passes']:.2f} passes"
             + ("  RAN DRY" if row["dry"] else "")
         )
+    if domains := report.get("domains"):
+        lines += ["", "Domains"]
+        for row in domains[:_DOMAINS]:
+            lines.append(f"  {row['source']} / {row['domain']}: {row['share']:.2%}, {row['tokens']:,} tokens, "
+                         f"{row['documents']:,} documents")  # fmt: skip
+        if len(domains) > _DOMAINS:
+            lines.append(f"  and {len(domains) - _DOMAINS:,} more, in domains.csv")
     lines += ["", "Packing"]
     for row in report["packing"]:
         lines.append(f"  {row['group']}, pass {row['pass']}: {row['rows']:,} rows, {row['fill']:.3%} full, "

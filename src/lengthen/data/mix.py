@@ -181,3 +181,26 @@ def mix_table(settings: PrepareStage, cells: Sequence[Cell]) -> list[dict[str, A
             }
         )
     return rows
+
+
+def domain_table(
+    settings: PrepareStage, cells: Sequence[Cell], domain_of: np.ndarray, domains: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Documents and tokens of each source's domains in the mix, the largest first; empty when no document has one."""
+    documents = np.zeros((len(settings.sources), len(domains)), np.int64)
+    tokens = np.zeros_like(documents)
+    for cell in cells:
+        usable = np.zeros(len(domain_of), np.int64)
+        usable[cell.documents] = cell.usable
+        for chosen in cell.passes:
+            np.add.at(documents[cell.source], domain_of[chosen], 1)
+            np.add.at(tokens[cell.source], domain_of[chosen], usable[chosen])
+    if not any(name and documents[:, number].any() for number, name in enumerate(domains)):
+        return []
+    total = max(1, int(tokens.sum()))
+    rows = [
+        {"source": source.name, "domain": domains[d] or "(none)", "documents": int(documents[s, d]),
+         "tokens": int(tokens[s, d]), "share": int(tokens[s, d]) / total}
+        for s, source in enumerate(settings.sources) for d in np.flatnonzero(documents[s]).tolist()
+    ]  # fmt: skip
+    return sorted(rows, key=lambda row: (-row["tokens"], row["source"], row["domain"]))

@@ -69,11 +69,12 @@ class RowPlan:
 @dataclass(frozen=True)
 class Planned:
     """The plan with its accounting. table: asked against achieved. fill: rows and fill by packing group.
-    kept: usable documents by source. drops: what was lost between tokens and rows, by rule."""
+    domains: documents and tokens by source and domain. drops: what was lost between tokens and rows, by rule."""
 
     plan: RowPlan
     table: list[dict[str, Any]]
     fill: list[dict[str, Any]]
+    domains: list[dict[str, Any]]
     drops: Drops
 
 
@@ -118,7 +119,8 @@ def plan_rows(
                 "documents_cut": int((np.bincount(packing.document) > 1).sum()) if len(packing.document) else 0,
             })  # fmt: skip
     plan = _join(packings, store, source_of, derive_seed(seed, "rows"))
-    return Planned(plan, mix.mix_table(settings, cells), fill, drops)
+    domains = mix.domain_table(settings, cells, store.domain, store.domains)
+    return Planned(plan, mix.mix_table(settings, cells), fill, domains, drops)
 
 
 def _count_unused(

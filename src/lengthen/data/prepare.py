@@ -24,7 +24,7 @@ from lengthen.data.shards import DATASET, ROWS
 from lengthen.data.sources import plan_parts
 from lengthen.data.store import TokenStore, part_file
 from lengthen.data.tokenize import load_text_tokenizer, save_tokenizer
-from lengthen.data.work import filters_of, tokenise_part
+from lengthen.data.work import filters_of, tell_duplicates, tokenise_part
 from lengthen.models import load_tokenizer, resolve_model
 from lengthen.recipe.stages.prepare import PrepareStage
 
@@ -42,6 +42,8 @@ def prepare(settings: PrepareStage, ctx: StageContext) -> StageResult:
         job = _job(settings, ctx, work)
         _tokenise(settings, ctx, work, len(job["parts"]))
         planned = _plan(settings, ctx, work, job)
+        if settings.write_dropped:
+            _tell_duplicates(settings, ctx, work, len(job["parts"]))
         _write(settings, ctx, work)
         account.write_account(settings, ctx, work, job, planned)
     shutil.rmtree(work, ignore_errors=True)
@@ -94,6 +96,8 @@ def _plan(settings: PrepareStage, ctx: StageContext, work: Path, job: dict[str, 
         dropped["exact_duplicate"] = exact_duplicates(work / "signatures", counts)
     if any(filters.near_duplicates for filters in wanted):
         dropped["near_duplicate"] = near_duplicates(work / "signatures", counts)
+    if dropped and settings.write_dropped:
+        _list_duplicates(work, store, dropped)
     utk = any(source.interleave and source.interleave.method == "utk" for source in settings.sources)
     knots = knots_of(load_text_tokenizer(work)).overhead if utk else 0
     planned = plan_rows(settings, store, source_of, dropped, ctx.seed, knots)
@@ -108,6 +112,29 @@ def _plan(settings: PrepareStage, ctx: StageContext, work: Path, job: dict[str, 
             "row_length": settings.row_length, "seed": ctx.seed,
         })  # fmt: skip
     return planned
+
+
+def _list_duplicates(work: Path, store: TokenStore, dropped: dict[str, np.ndarray]) -> None:
+    """For each part, the places of its documents that are duplicates, with the rule that names them first."""
+    place = store.extra("place", -1).astype(np.int64)
+    found: list[dict[str, Any]] = [{} for _ in range(store.parts)]
+    for rule, out in dropped.items():
+        for document in np.flatnonzero(out & (store.length > 0)).tolist():
+            about = {"rule": rule, "tokens": int(store.length[document])}
+            found[int(store.part[document])].setdefault(str(place[document]), about)
+    for part, listed in enumerate(found):
+        write_json(work / "plan" / f"{part:05d}.duplicates.json", listed)
+
+
+def _tell_duplicates(settings: PrepareStage, ctx: StageContext, work: Path, count: int) -> None:
+    if not (work / "plan" / "00000.duplicates.json").exists():
+        return
+
+    def done(number: int) -> bool:
+        return (work / "duplicates" / f"{number:05d}.jsonl").exists()
+
+    with ctx.progress("writing duplicates", count, "parts") as bar:
+        run_tasks(tell_duplicates, work, count, done, settings.executor, bar)
 
 
 def _refuse_empty(settings: PrepareStage, store: TokenStore, source_of: np.ndarray) -> None:

@@ -145,7 +145,7 @@ def read_repository(path: Path, source: RepositorySource, ledger: Ledger, name: 
     """The repository at `path` (a folder or an archive) as one document, or None when no file of it is left.
 
     Left-out files are counted by rule: file_vendored, file_other_type, file_too_large, file_binary, file_generated,
-    file_minified, file_empty, file_link.
+    file_minified, file_empty, file_link; folders of a folder: folder_vendored, folder_link.
     """
     members = (
         read_archive(
@@ -171,9 +171,10 @@ def _read_folder(path: Path, limit: int, ledger: Ledger) -> Iterator[Member]:
     for folder, folders, names in os.walk(path):
         here = Path(folder)
         for name in list(folders):
-            if name.lower() in VENDORED or (here / name).is_symlink() or name.endswith(".egg-info"):
+            link = (here / name).is_symlink()
+            if link or name.lower() in VENDORED or name.endswith(".egg-info"):
                 folders.remove(name)
-                ledger.drops.add("folder_vendored")
+                ledger.drops.add("folder_link" if link else "folder_vendored")
         folders.sort()
         for name in sorted(names):
             file = here / name

@@ -32,6 +32,7 @@ def write_rows(work: Path, number: int) -> None:
     rows = range(int(edges[number]), int(edges[number + 1]))
     maker = RowMaker(work, plan, layout["sources"], layout["seed"], "loss_mask" in layout["columns"])
     write_shard(target, (maker.row(r) for r in rows), layout["row_length"], layout["columns"])
+    maker.reader.close()
 
 
 class RowMaker:

@@ -273,7 +273,7 @@ def _document_of_line(
     except UnicodeDecodeError as error:
         ledger.problem("wrong_encoding", where(), f"it is not {source.encoding} (byte {error.start})", "set `encoding`")
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         cut = "" if line.endswith(b"\n") else "; the file's last line has no end, so it may be cut off"
         ledger.problem("broken_line", where(), f"it is not JSON ({error}{cut})")
         return None
@@ -288,11 +288,14 @@ def document_of_row(source: Any, row: Any, fallback_id: str, where: Any, ledger:
         keys = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
         ledger.problem("missing_field", where(), f"there is no '{field}' (it has {keys})", "set the field's name")
         return None
-    meta = {"domain": str(_dig(row, getattr(source, "domain_field", "domain")) or "")}
-    name = str(_dig(row, getattr(source, "id_field", "id")) or fallback_id)
+    meta = {"domain": _whole(str(_dig(row, getattr(source, "domain_field", "domain")) or ""))}
+    name = _whole(str(_dig(row, getattr(source, "id_field", "id")) or fallback_id))
     if getattr(source, "messages_field", None):
         messages = tuple(value) if isinstance(value, list | tuple) else (value,)
-        return Document(name, "", source.name, meta, messages=messages)
+        if not _is_text(json.dumps(messages, ensure_ascii=False, default=str)):
+            ledger.problem("broken_text", where(), f"'{field}' holds half a surrogate pair, which is no character")
+            return None
+        return Document(name, "", source.name, meta, messages=messages, where=where)
     if not isinstance(value, str):
         ledger.problem("wrong_type", where(), f"'{field}' is no text but {type(value).__name__}")
         return None
@@ -303,6 +306,11 @@ def document_of_row(source: Any, row: Any, fallback_id: str, where: Any, ledger:
         ledger.problem("broken_text", where(), f"'{field}' holds half a surrogate pair, which is no character")
         return None
     return Document(name, value, source.name, meta)
+
+
+def _whole(value: str) -> str:
+    """Names go into files; half a character cannot."""
+    return value if _is_text(value) else value.encode("utf-8", "replace").decode()
 
 
 def _is_text(value: str) -> bool:
@@ -337,7 +345,9 @@ def _read_parquet(source: ParquetSource, span: Span, ledger: Ledger) -> Iterator
                 for row in batch.to_pylist():
                     number += 1
                     where = f"{span.path}, row group {span.start}, row {number}"
-                    found = document_of_row(source, row, f"{span.name}@{span.start}.{number}", lambda: where, ledger)  # noqa: B023
+                    found = document_of_row(
+                        source, row, f"{span.name}@{span.start}.{number}", lambda w=where: w, ledger
+                    )
                     if found is not None:
                         yield found
     except (ArrowException, OSError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -117,27 +117,40 @@ class TokenStore:
 
 
 class TokenReader:
-    """Reads tokens and masks of documents through memory maps, which are opened when first needed."""
+    """Reads tokens and masks of documents. Files are opened when first needed.
+
+    Plain reads, not memory maps: rows draw documents from everywhere, so a map would soon hold the whole of every file
+    in this process's memory.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._open: dict[tuple[int, str], np.ndarray | None] = {}
+        self._open: dict[tuple[int, str], BinaryIO | None] = {}
 
     def tokens(self, part: int, begin: int, length: int) -> np.ndarray:
-        found = self._map(part, ".tokens", "<i4")
-        return np.zeros(0, np.int32) if found is None else found[begin : begin + length]
+        found = self._read(part, ".tokens", "<i4", begin, length)
+        return np.zeros(0, np.int32) if found is None else found
 
     def mask(self, part: int, begin: int, length: int) -> np.ndarray:
         """uint8; ones where the part has no masks."""
-        found = self._map(part, ".mask", "u1")
-        return np.ones(length, np.uint8) if found is None else found[begin : begin + length]
+        found = self._read(part, ".mask", "u1", begin, length)
+        return np.ones(length, np.uint8) if found is None else found
 
-    def _map(self, part: int, suffix: str, dtype: str) -> np.ndarray | None:
+    def _read(self, part: int, suffix: str, dtype: str, begin: int, length: int) -> np.ndarray | None:
         key = (part, suffix)
         if key not in self._open:
             if len(self._open) >= 512:
-                self._open.clear()
+                self.close()
             path = part_file(self.folder, part, suffix)
-            empty = not path.exists() or path.stat().st_size == 0
-            self._open[key] = None if empty else np.memmap(path, dtype=dtype, mode="r")
-        return self._open[key]
+            self._open[key] = open(path, "rb", buffering=0) if path.exists() else None  # noqa: SIM115
+        file = self._open[key]
+        if file is None:
+            return None
+        file.seek(begin * np.dtype(dtype).itemsize)
+        return np.fromfile(file, dtype, length)
+
+    def close(self) -> None:
+        for file in self._open.values():
+            if file is not None:
+                file.close()
+        self._open.clear()

@@ -1,9 +1,10 @@
-"""The two kinds of task: tokenise one part, write one shard. Both are plain functions of a work folder and a number."""
+"""Tasks: tokenise one part, and read it again to tell its duplicates. Plain functions of a work folder and a number."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -65,7 +66,8 @@ def tokenise_part(work: Path, number: int) -> None:
     source = settings.sources[part.source]
     with _dropped_file(work, number, settings.write_dropped) as dropped:
         ledger = Ledger(settings.on_error, dropped=dropped)
-        documents = filter_documents(read_part(source, part, ledger), filters_of(settings, source), ledger)
+        documents = numbered(read_part(source, part, ledger))
+        documents = filter_documents(documents, filters_of(settings, source), ledger)
         task = _Tokenise(settings, source, work, number, model, ledger)
         read = task.run(documents)
     if settings.write_dropped:
@@ -74,6 +76,32 @@ def tokenise_part(work: Path, number: int) -> None:
     # The writer's last file makes the part whole, so everything else comes before it.
     task.close()
     task.writer.close({"source": part.source, "read": read, "tokens": task.tokens, **ledger.as_json()})
+
+
+def numbered(documents: Iterator[Document]) -> Iterator[Document]:
+    """The same documents, each with its place among all of its part, by which it is found again."""
+    for place, document in enumerate(documents):
+        document.meta["place"] = place
+        yield document
+
+
+def tell_duplicates(work: Path, number: int) -> None:
+    """Write part `number`'s duplicates to `work/duplicates`: its texts are read again, since only lengths were kept."""
+    settings, parts, _ = load_job(work)
+    target = work / "duplicates" / f"{number:05d}.jsonl"
+    chosen = read_json(work / "plan" / f"{number:05d}.duplicates.json")
+    source = settings.sources[parts[number].source]
+    part = target.with_name(f".{target.name}.{os.getpid()}")
+    with explain_disk(work):
+        target.parent.mkdir(exist_ok=True)
+        with open(part, "w", encoding="utf-8") as file:
+            told = Ledger(dropped=file)
+            # What is broken was counted or refused when the part was read first.
+            for document in numbered(read_part(source, parts[number], Ledger("skip"))) if chosen else ():
+                found = chosen.get(str(document.meta["place"]))
+                if found is not None:
+                    told.drop(found["rule"], document, found["tokens"])
+        part.replace(target)
 
 
 def _dropped_path(work: Path, number: int, suffix: str = "") -> Path:
@@ -160,7 +188,8 @@ class _Tokenise:
                 # No fault of the file's: code and papers about models hold such strings.
                 self.ledger.drop(f"chat_{error.rule}", document)
             else:
-                self.ledger.problem(f"chat_{error.rule}", f"{self.source.name}, {document.id}", error.why)
+                where = document.where() if document.where else self.source.name
+                self.ledger.problem(f"chat_{error.rule}", f"{where}, conversation {document.id}", error.why)
             return
         limit = self.settings.row_length
         if len(ids) > limit:
@@ -183,7 +212,7 @@ class _Tokenise:
             self.ledger.drop(rule, document, length)
             return
         self.tokens += length
-        self.writer.keep(document.domain)
+        self.writer.keep(document.domain, place=document.meta["place"])
         if self._fingerprints:
             self._fingerprints.add(document)
 
