@@ -123,7 +123,8 @@ def store(name: str, rows: Iterable[Mapping[str, Any]], out: Path | None = None)
                 why="one table must not mix machines",
                 fix="write elsewhere with --out, or move that file away and measure all rows again",
             )
-        known = {one["id"]: one for one in old["rows"]}
+        # Rows of files that had one date for all keep it.
+        known = {one["id"]: {"date": old["date"], "commit": old["commit"], **one} for one in old["rows"]}
     for one in rows:
         stamp = {"date": datetime.datetime.now(datetime.UTC).date().isoformat(), "commit": commit()}
         known[one["id"]] = {**one, **stamp}

@@ -7,7 +7,6 @@ better we are. All on one core (the process pins itself), medians over alternati
 from __future__ import annotations
 
 import argparse
-import datetime
 import os
 import statistics
 import tempfile
@@ -18,12 +17,14 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.common import alternate, row, store
+
 PACK = {"pack-8k": 8192, "pack-64k": 65_536, "pack-512k": 524_288}
 HEAVY = ("tokenize", "tokenize-ceiling", "prepare-memory")
 IDS = (*HEAVY, *PACK, "read")
 DOCUMENTS = 1_000_000
 PEER_DOCUMENTS = 50_000
+RUNS = 3
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -33,57 +34,42 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.process_time() - begin, result
 
 
-def row(
-    name: str,
-    work: str,
-    peer: str,
-    ours: Sequence[float],
-    theirs: Sequence[float],
-    unit: str,
-    *,
-    less: bool = False,
-    **more: Any,
-) -> dict[str, Any]:
-    """One row of the file. less: smaller values are better (memory)."""
-    mine, other = statistics.median(ours), statistics.median(theirs)
-    spread = {"ours": (max(ours) - min(ours)) / mine, "theirs": (max(theirs) - min(theirs)) / other}
-    ratio = other / mine if less else mine / other
-    return {"id": name, "work": work, "peer": peer, "ours": mine, "theirs": other, "unit": unit,
-            "ratio": round(ratio, 3), "runs": len(ours), "spread": spread, **more}  # fmt: skip
-
-
-def pack_rows(names: Sequence[str]) -> Iterator[dict[str, Any]]:
+def pack_rows(names: Sequence[str], peer_documents: int = PEER_DOCUMENTS) -> Iterator[dict[str, Any]]:
     """Packing a million lognormal lengths (mu 6.0, sigma 1.4: median 403, mean 1,075). The peer packs tokens too, and
     cannot do otherwise; it gets the ids of the first 50,000 documents and its speed is taken per document."""
-    from lengthen.data.pack import pack_best_fit
+    from lengthen.data.pack import Packing, pack_best_fit
 
     lengths = np.maximum(1, np.random.default_rng(0).lognormal(6.0, 1.4, DOCUMENTS)).astype(np.int64)
     total = int(lengths.sum())
     for name in names:
         length = PACK[name]
-        bound = -(-total // length)
-        speeds, peer_speeds, packing, peer_kept = [], {"bfd_split": [], "bfd": []}, None, {}
-        for _ in range(3):
-            seconds, packing = timed(lambda length=length: pack_best_fit(lengths, length))
-            speeds.append(DOCUMENTS / seconds)
-            for way in peer_speeds:
-                seconds, kept = peer_pack(lengths[:PEER_DOCUMENTS], length, way)
-                peer_speeds[way].append(PEER_DOCUMENTS / seconds)
-                peer_kept[way] = kept
-        assert packing is not None
+
+        def ours(_: int, length: int = length) -> dict[str, Any]:
+            seconds, packing = timed(lambda: pack_best_fit(lengths, length))
+            return {"speed": DOCUMENTS / seconds, "packing": packing}
+
+        def theirs(_: int, length: int = length) -> dict[str, Any]:
+            found = {way: peer_pack(lengths[:peer_documents], length, way) for way in ("bfd_split", "bfd")}
+            return {way: (peer_documents / seconds, kept) for way, (seconds, kept) in found.items()}
+
+        mine, other = alternate(RUNS, ours, theirs)
+        packing: Packing = mine[-1]["packing"]
+        speeds, bfd = [run["speed"] for run in mine], [run["bfd"][0] for run in other]
         yield row(
             name,
             f"best-fit packing of 1M lognormal lengths into rows of {length:,}, one core",
-            "TRL pack_dataset, bfd_split (the first 50,000 of the documents)",
+            f"TRL pack_dataset, bfd_split (the first {peer_documents:,} of the documents)",
             speeds,
-            peer_speeds["bfd_split"],
+            [run["bfd_split"][0] for run in other],
             "documents/s",
-            fill=total / (packing.count * length),
-            rows=packing.count,
-            rows_lower_bound=bound,
-            tokens_lost=total - int(packing.length.sum()),
-            trl_bfd={"ours_over": statistics.median(speeds) / statistics.median(peer_speeds["bfd"]),
-                     "documents_per_second": statistics.median(peer_speeds["bfd"]), "tokens_kept": peer_kept["bfd"]},
+            better="higher",
+            details={
+                "fill": total / (packing.count * length), "rows": packing.count,
+                "rows_lower_bound": -(-total // length),
+                "tokens_lost": total - int(packing.length.sum()),
+                "trl_bfd": {"ours_over": statistics.median(a / b for a, b in zip(speeds, bfd)),
+                            "documents_per_second": statistics.median(bfd), "tokens_kept": other[-1]["bfd"][1]},
+            },
         )  # fmt: skip
 
 
@@ -127,19 +113,24 @@ def read_row_speeds() -> dict[str, Any]:
                    "tokens": count * length, "columns": columns, "shards": 1})  # fmt: skip
         dataset = open_rows(folder)
         order = rng.permutation(count).tolist()
-        mine, other = [], []
-        for _ in range(5):
-            # Copied, since zero-copy alone would not have touched the tokens.
-            seconds, _ = timed(lambda: [np.array(read_row(dataset, number).ids) for number in order])
-            mine.append(count / seconds)
-            seconds, _ = timed(lambda: [np.array(dataset[number]["input_ids"], np.int32) for number in order])
-            other.append(count / seconds)
-    return row(
-        "read", "rows of 65,536 tokens read back in random order", "datasets, plain indexing", mine, other, "rows/s"
-    )
+
+        def speed(read: Callable[[int], np.ndarray]) -> float:
+            return count / timed(lambda: [read(number) for number in order])[0]
+
+        # Copied, since zero-copy alone would not have touched the tokens.
+        mine, other = alternate(
+            5,
+            lambda _: speed(lambda number: np.array(read_row(dataset, number).ids)),
+            lambda _: speed(lambda number: np.array(dataset[number]["input_ids"], np.int32)),
+        )
+    work = "rows of 65,536 tokens read back in random order"
+    return row("read", work, "datasets, plain indexing", mine, other, "rows/s", better="higher")
 
 
 def rows(ids: Sequence[str], megabytes: int) -> Iterator[dict[str, Any]]:
+    # Here, not before: the file's head tells the cores of the machine, not of this process.
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     yield from pack_rows([name for name in PACK if name in ids])
     if "read" in ids:
         yield read_row_speeds()
@@ -154,25 +145,13 @@ def rows(ids: Sequence[str], megabytes: int) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    from lengthen.common.files import read_json, write_json
-    from lengthen.common.manifest import commit, machine, versions
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=IDS, default=list(IDS), metavar="ID", help=", ".join(IDS))
     parser.add_argument("--megabytes", type=int, default=1024, help="size of prepare-memory's corpus")
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "benchmarks" / "data.json")
+    parser.add_argument("--out", type=Path, help="instead of results/benchmarks/data.json")
     arguments = parser.parse_args()
-    about = machine()
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    known = {found["id"]: found for found in read_json(arguments.out)["rows"]} if arguments.out.exists() else {}
-    for found in rows(arguments.only, arguments.megabytes):
-        known[found["id"]] = found
-        print(found, flush=True)
-        today = datetime.datetime.now(datetime.UTC).date().isoformat()
-        head = {"machine": about, "versions": versions(), "date": today, "commit": commit()}
-        write_json(arguments.out, {**head, "rows": list(known.values())})
+    store("data", rows(arguments.only, arguments.megabytes), arguments.out)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """Rows tokenize, tokenize-ceiling and prepare-memory of `python -m benchmarks.data`.
 
 Both sides read the same JSONL of source code and prose (files of the installed Python packages) and write token files,
-in fresh processes that are alike but for the work. Also run as `python -m benchmarks.data_tokenize SIDE FOLDER`, which
-prints seconds, tokens and peak memory of one side.
+in fresh processes that are alike but for the work: `python -m benchmarks.data_tokenize SPEC OUT` is one of them.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -18,6 +16,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from benchmarks.common import alternate, fresh, row
+from lengthen.common.files import read_json, write_json
 
 CORPUS_BYTES = 48 * 2**20
 BOOK_BYTES = 50 * 10**6
@@ -157,56 +158,50 @@ SIDES = {"ours": run_ours, "prepare": run_prepare, "datatrove": run_datatrove, "
 
 def measure(side: str, folder: Path) -> dict[str, float]:
     """One side in a process of its own: seconds, tokens, peak memory in GiB."""
-    command = [sys.executable, "-m", "benchmarks.data_tokenize", side, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).resolve().parent.parent)
-    if done.returncode:
-        raise RuntimeError(f"{side} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return fresh("benchmarks.data_tokenize", {"side": side, "folder": str(folder)})
 
 
 def tokenize_rows() -> Iterator[dict[str, Any]]:
-    from benchmarks.data import row
-
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_corpus(folder / "corpus.jsonl", CORPUS_BYTES, book=False)
-        speeds: dict[str, list[float]] = {"ours": [], "datatrove": [], "bare": []}
-        for _ in range(RUNS):
-            for side, found in speeds.items():
-                one = measure(side, folder)
-                found.append(one["tokens"] / one["seconds"])
+
+        def speed(*sides: str) -> dict[str, float]:
+            found = {side: measure(side, folder) for side in sides}
+            return {side: one["tokens"] / one["seconds"] for side, one in found.items()}
+
+        ours, others = alternate(RUNS, lambda _: speed("ours"), lambda _: speed("datatrove", "bare"))
     work = f"{CORPUS_BYTES >> 20} MB JSONL of source code and prose to tokens on disk, one core, SmolLM2's tokenizer"
-    yield row(
-        "tokenize", work, "datatrove JsonlReader + DocumentTokenizer", speeds["ours"], speeds["datatrove"], "tokens/s"
-    )
-    yield row("tokenize-ceiling", work, "bare tokenizers, texts in memory", speeds["ours"], speeds["bare"], "tokens/s")
+    for id, peer, side in (
+        ("tokenize", "datatrove JsonlReader + DocumentTokenizer", "datatrove"),
+        ("tokenize-ceiling", "bare tokenizers, texts in memory", "bare"),
+    ):
+        mine, theirs = [run["ours"] for run in ours], [run[side] for run in others]
+        yield row(id, work, peer, mine, theirs, "tokens/s", better="higher")
 
 
 def memory_rows(megabytes: int) -> Iterator[dict[str, Any]]:
-    from benchmarks.data import row
-
-    peaks: dict[tuple[str, int], float] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for factor in (1, 2):
-            write_corpus(folder / "corpus.jsonl", factor * megabytes * 10**6, book=True)
-            peaks["ours", factor] = measure("prepare", folder)["peak_gib"]
-            if factor == 1:
-                peaks["theirs", 1] = measure("datatrove", folder)["peak_gib"]
+        write_corpus(folder / "corpus.jsonl", megabytes * 10**6, book=True)
+        ours, theirs = measure("prepare", folder)["peak_gib"], measure("datatrove", folder)["peak_gib"]
+        shutil.rmtree(folder / "trove")
+        write_corpus(folder / "corpus.jsonl", 2 * megabytes * 10**6, book=True)
+        double = measure("prepare", folder)["peak_gib"]
     work = f"peak memory: {megabytes:,} MB of JSONL with one 50 MB document to packed rows, one worker"
+    peer = "datatrove JsonlReader + DocumentTokenizer (tokens only)"
     yield row(
-        "prepare-memory", work, "datatrove JsonlReader + DocumentTokenizer (tokens only)", [peaks["ours", 1]],
-        [peaks["theirs", 1]], "GiB", less=True, ours_at_double_size=peaks["ours", 2],
-    )  # fmt: skip
+        "prepare-memory", work, peer, [ours], [theirs], "GiB", better="lower", details={"ours_at_double_size": double}
+    )
 
 
 def main() -> None:
     from lengthen.common.memory import peak_memory_gib, reset_peak_memory
 
-    side, folder = sys.argv[1], Path(sys.argv[2])
+    spec = read_json(Path(sys.argv[1]))
     reset_peak_memory()
-    result = SIDES[side](folder)
-    print(json.dumps({**result, "peak_gib": peak_memory_gib()}))
+    result = SIDES[spec["side"]](Path(spec["folder"]))
+    write_json(Path(sys.argv[2]), {**result, "peak_gib": peak_memory_gib()})
 
 
 if __name__ == "__main__":
