@@ -236,6 +236,8 @@ def inspect_text(path: Path, rows: int, model: str | None) -> str:
         return describe(path)
     if (path / "stages").is_dir():
         return _run_text(path)
+    if (path / "state.sqlite").is_file():
+        return inspect_text(path / "state.sqlite", rows, model)
     from lengthen.data.inspect import inspect_path
 
     return inspect_path(path, rows=rows, model=model)
@@ -253,6 +255,8 @@ def _run_text(run: Path) -> str:
         lines += [f"      {key}: {value:,}" for key, value in manifest.get("counts", {}).items()]
         for rule, row in manifest.get("drops", {}).items():
             lines.append(f"      dropped by {rule}: {row['items']:,} items, {row['tokens']:,} tokens")
+    for state in sorted(run.glob("stages/*/state.sqlite")):  # also of a stage that is still running
+        lines += ["", inspect_text(state, 0, None)]
     return "\n".join(lines)
 
 

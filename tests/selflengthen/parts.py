@@ -12,6 +12,26 @@ from lengthen.selflengthen.store import Store
 from lengthen.selflengthen.wording import wordings
 from lengthen.selflengthen.work import Work
 
+# A random model writes word salad, so that the rules about language stay off and short texts must do.
+TINY = {
+    "name": "loop",
+    "iterations": 2,
+    "instruct": {"source": "templates", "count": 6},
+    "respond": {"samples": 1, "tries": 12},
+    "extend": {"tries": 12, "rounds": 1, "growth": 1.0},
+    "sampling": {"max_new_tokens": 56, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0},
+    "checks": {
+        "repeated_share": 1.0, "longest_copy": 9999, "sentence_end": False, "min_words": 3, "meta": False,
+        "refusals": False, "language": False,
+    },
+    "retry": {"after_cut": "same"},
+    "constraints": {"low": "auto", "high": "auto", "step": "auto", "weave": "append"},
+    "training": {"epochs": 1, "row_length": 2048, "rows_per_step": 4, "lora_rank": 4, "lora_alpha": 8,
+                 "dtype": "float32", "learning_rate": 2e-3},
+    "final": {"count": 6},
+    "held_out": {"count": 4},
+}  # fmt: skip
+
 
 def new_work(folder: Path, window: int = 8192, seed: int = 1, **settings) -> Work:
     """Words count as tokens here, so that room is easy to reckon."""

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from lengthen.common.errors import LengthenError
 from lengthen.common.manifest import StageContext
@@ -135,6 +136,8 @@ def test_a_macro_iteration_is_trained_and_its_adapters_are_served_by_name(tmp_pa
         assert "--lora-modules generator-1=" in str(caught.value) and "goes on from here" in str(caught.value)
     command = (tmp_path / "run" / "serve-2.sh").read_text()
     assert command.startswith("vllm serve ") and "--max-lora-rank 8 " in command
+    adapters = [Path(part.split("=", 1)[1]) for part in command.split() if part.startswith(("generator-", "extender-"))]
+    assert len(adapters) == 2 and all(p.is_absolute() and (p / "adapter_config.json").exists() for p in adapters)
     # The same command again, with a server that takes adapters at run time (another address is no other setting).
     with endpoint(tmp_path, "--latency", "0.01", "--size", "0.3") as (url, log):
         result = self_lengthen(settings(url, model, tmp_path), StageContext(tmp_path / "run", seed=1, stage="loop"))
@@ -210,6 +213,25 @@ def script_named_vllm(folder: Path, body: str) -> None:
     (folder / "vllm").chmod(0o755)
 
 
+def test_the_first_server_can_take_every_adapter_of_the_run(tmp_path, model):
+    """A server that is left running must have room for the rank that the last macro-iteration will have."""
+    plain = {"lora_rank": 8, "lora_alpha": 16}
+    stage = settings("http://h:1/v1", model, tmp_path, iterations=3, training=plain)
+    command = serve_command(stage, tmp_path, 0)
+    assert command[command.index("--enable-lora") :][:5] == [
+        "--enable-lora",
+        "--max-lora-rank",
+        "32",
+        "--max-loras",
+        "2",
+    ]
+    huge = settings("http://h:1/v1", model, tmp_path, iterations=9, training={"lora_rank": 64, "lora_alpha": 64})
+    with pytest.raises(LengthenError, match="rank 576"):
+        serve_command(huge, tmp_path, 0)
+    with pytest.raises(ValidationError, match="lora_rank 0"):
+        settings("http://h:1/v1", model, tmp_path, training={"lora_rank": 0})
+
+
 def test_a_started_server_is_used_and_ended_and_nothing_else(tmp_path, model, monkeypatch):
     """An executable called vllm, with vLLM's arguments, that serves the script."""
     run = f"cd {ROOT}; exec {sys.executable} -m tests.selflengthen.server --port 18765 --log {tmp_path / 'log.jsonl'}"
@@ -217,7 +239,7 @@ def test_a_started_server_is_used_and_ended_and_nothing_else(tmp_path, model, mo
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     stage = settings("", model, tmp_path, serve={"start_vllm": True, "port": 18765, "start_minutes": 1})
     command = serve_command(stage, tmp_path, 0)
-    assert command[:3] == ["vllm", "serve", str(model)] and "--enable-lora" not in command
+    assert command[:3] == ["vllm", "serve", str(model)] and "--lora-modules" not in command
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "vllm"])
     try:
         server = Server.start(command, "http://127.0.0.1:18765/v1", tmp_path / "serve.log", stage)

@@ -11,61 +11,7 @@ from lengthen.recipe.stages.self_lengthen import SelfLengthenStage
 from lengthen.selflengthen.loop import self_lengthen
 from lengthen.selflengthen.serve import role_folder
 from lengthen.selflengthen.store import describe
-from tests.conftest import make_model
-
-# A random model writes word salad, so that the rules about language stay off and short texts must do.
-TINY = {
-    "name": "loop",
-    "iterations": 2,
-    "instruct": {"source": "templates", "count": 6},
-    "respond": {"samples": 1, "tries": 12},
-    "extend": {"tries": 12, "rounds": 1, "growth": 1.0},
-    "sampling": {"max_new_tokens": 56, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0},
-    "checks": {
-        "repeated_share": 1.0, "longest_copy": 9999, "sentence_end": False, "min_words": 3, "meta": False,
-        "refusals": False, "language": False,
-    },
-    "retry": {"after_cut": "same"},
-    "constraints": {"low": "auto", "high": "auto", "step": "auto", "weave": "append"},
-    "training": {"epochs": 1, "row_length": 2048, "rows_per_step": 4, "lora_rank": 4, "lora_alpha": 8,
-                 "dtype": "float32", "learning_rate": 2e-3},
-    "final": {"count": 6},
-    "held_out": {"count": 4},
-}  # fmt: skip
-
-
-SENTENCES = (
-    "The harbour wakes before the town.", "Boats come in with their lamps.", "A keeper counts crates.",
-    "The first carts roll over wet stones.", "What is the number of the crate?", "It is the ninth.",
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """The tiny model after a few seconds of training: it ends its turns, and its sentences."""
-    import random
-
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder = make_model(tmp_path_factory.mktemp("tiny"), window=4096)
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    draws = random.Random(0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
-    for _ in range(120):
-        turns = []
-        for _ in range(8):
-            text = " ".join(draws.choice(SENTENCES) for _ in range(draws.randint(2, 8)))
-            messages = [{"role": "user", "content": "Write."}, {"role": "assistant", "content": text}]
-            turns.append(tokenizer.apply_chat_template(messages, tokenize=False))
-        batch = tokenizer(turns, return_tensors="pt", padding=True)
-        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-        loss = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    model.save_pretrained(folder)
-    return folder
+from tests.selflengthen.parts import TINY
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +60,7 @@ def test_a_finished_stage_asks_nothing_when_it_runs_again(run):
 def test_the_page_and_the_reasons(run):
     _, folder, _ = run
     page = describe(folder / "state.sqlite")
-    for word in ("Phases", "write", "cut_by_limit", "Held-out prompts", "generator-1", "final"):
+    for word in ("Phases", "write", "cut_by_limit", "Measured after each macro-iteration", "generator-1", "final"):
         assert word in page
     rules = json.loads((folder / "rejections.json").read_text())["rules"]
     cut = next(row for row in rules if row["rule"] == "cut_by_limit")

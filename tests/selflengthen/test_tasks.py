@@ -1,15 +1,23 @@
 """Tasks driven by hand: what is asked, what a rejection changes, what ends a task."""
 
+import json
+
 import pytest
+from pydantic import ValidationError
 
 from lengthen.common.errors import LengthenError
 from lengthen.common.words import count_words
 from lengthen.generate.engine import Answer
+from lengthen.recipe.stages.self_lengthen import Checks, RoleTraining, SelfLengthenStage
+from lengthen.selflengthen.checks import check
 from lengthen.selflengthen.cuts import beginning
 from lengthen.selflengthen.distinct import Pool
 from lengthen.selflengthen.extend import damaged, extend
 from lengthen.selflengthen.instruct import Filters, Proposals, from_templates, take_listed, tidy, yes_or_no
+from lengthen.selflengthen.phases import held_out_prompts, select
 from lengthen.selflengthen.respond import respond
+from lengthen.selflengthen.store import Key, Outcome
+from lengthen.selflengthen.training import chat_row, fitting, with_replay
 from lengthen.selflengthen.wording import Wording, read_seeds, wordings
 from tests.selflengthen.parts import drive, new_work, prose
 
@@ -213,7 +221,9 @@ def test_templates_are_many_distinct_and_apart_from_the_held_out_ones():
         trained, held = from_templates(wording, 1), from_templates(wording, 1, held_out=True)
         assert len(trained) == len(set(trained)) and not set(trained) & set(held)
         topics = [t for g in wording.templates["groups"] for i, t in enumerate(g["topics"]) if i % 6 == 5]
-        assert len(held) == len(topics) and not any(t in text for t in topics for text in trained[:least])
+        assert len(held) == len(set(held)) == 2 * len(topics) and not any(
+            t in text for t in topics for text in trained[:least]
+        )
         assert from_templates(wording, 1) == trained != from_templates(wording, 2)
 
 
@@ -269,3 +279,104 @@ def test_own_prompts_replace_packaged_ones_and_are_checked(tmp_path):
         wordings(["en"], str(tmp_path))
     with pytest.raises(LengthenError, match="no folder"):
         wordings(["en"], str(tmp_path / "nowhere"))
+
+
+def test_the_laptop_has_its_forty_held_out_prompts(tmp_path):
+    crowd = new_work(tmp_path, held_out={"count": 40})
+    assert len({text for _, text in held_out_prompts(crowd)}) == 40
+
+
+def test_held_out_prompts_of_a_file_are_spread_over_it(tmp_path):
+    file = tmp_path / "held.jsonl"
+    rows = [{"query": f"第{i}个问题是什么？"} for i in range(10)] + [
+        {"query": f"Answer {i}, please."} for i in range(9)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    held = {"file": str(file), "count": 3}
+    work = new_work(tmp_path / "en", held_out=held)
+    assert held_out_prompts(work) == [("en", f"Answer {i}, please.") for i in (0, 3, 6)]
+    file.write_text(json.dumps(rows[0]) + "\n")
+    with pytest.raises(LengthenError, match="holds no prompt in en"):
+        held_out_prompts(new_work(tmp_path / "none", held_out=held))
+
+
+def test_prompts_of_the_evaluation_count_as_evaluation_prompts(tmp_path):
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in ("longen", "prompts")}
+    stage = SelfLengthenStage.model_validate(
+        {"name": "loop", "instruct": {"evaluation_prompts": ["mine.jsonl", files["longen"]]},
+         "evaluate": {"suites": ["needle", {"suite": "longform", "options": files}]}}
+    )  # fmt: skip
+    assert stage.evaluation_files() == ["mine.jsonl", files["longen"], files["prompts"]]
+    assert set(stage.evaluation_files()) <= set(stage.external_inputs())
+    with pytest.raises(ValidationError, match="suitez"):
+        SelfLengthenStage.model_validate({"name": "loop", "evaluate": {"suitez": ["longform"]}})
+
+
+def test_instructions_of_a_language_that_is_not_written_are_counted(tmp_path):
+    file = tmp_path / "mine.jsonl"
+    rows = [{"instruction": "请写一篇关于渔村的小说。"}, {"instruction": "Describe a winter day in Murano."},
+            {"instruction": "Beschreibe einen Wintertag in Murano.", "language": "de"}]  # fmt: skip
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    work = new_work(tmp_path, instruct={"source": "file", "file": str(file)})
+    made, _ = take_listed(work, 1, 0, 5, filters())
+    assert made == [("en", "Describe a winter day in Murano.")]
+    assert work.store.query("SELECT rule, COUNT(*) FROM verdicts WHERE rule!='' GROUP BY rule") == [
+        ("other_language", 2)
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------- selection
+def test_one_extension_of_an_instruction_is_trained_on(tmp_path):
+    """The original trains on up to four texts of an instruction, which differ little."""
+    texts = {("i0~0", 0): 300, ("i0~1", 0): 500, ("i1~0", 0): 400}
+    for each, kept in ((1, ["i0~1", "i1~0"]), (None, ["i0~0", "i0~1", "i1~0"])):
+        work = new_work(tmp_path / str(each), extend={"per_instruction": each}, select={"enabled": False})
+        for (item, sample), words in texts.items():
+            work.store.finish(Outcome(1, "extension", item, sample, prose(words), words, words, None, {}))
+        select(work, 1, "extension")
+        assert [o.item for o in work.store.outcomes(1, "extension", kept=True)] == kept
+        rules = work.store.query("SELECT item, rule FROM verdicts WHERE rule='same_instruction'")
+        assert rules == ([("i0~0", "same_instruction")] if each else [])
+
+
+def test_selection_counts_words_not_characters(tmp_path):
+    """A Chinese text of 300 ideographs is longer than an English one of 100 words, which has more characters."""
+    chinese, english = "港口比小镇醒得早。" * 34, prose(100)
+    assert len(english) > len(chinese)
+    work = new_work(tmp_path, languages=["en", "zh"])
+    for item, wording, text in (("i0", "zh", chinese), ("i1", "en", english)):
+        found = check(Answer("a", text, "stop"), text, Checks(repeated_share=1, longest_copy=999), Wording(wording))
+        work.finish(Key(1, "extension", f"{item}~0"), text, found, None, {})
+    select(work, 1, "extension")  # of two texts the longer one is always kept, the other never
+    assert [o.item for o in work.store.outcomes(1, "extension", kept=True)] == ["i0~0"]
+
+
+def test_rows_too_long_to_train_are_left_out_whole_and_counted(tmp_path):
+    """The original cuts them at the limit, and the ending of the longest texts is lost."""
+    work = new_work(tmp_path, training={"row_length": 200})
+    rows = [chat_row(name, "Write.", prose(words), "self-lengthen", {}) for name, words in (("a", 100), ("b", 300))]
+    assert fitting(work, 1, "generator", rows) == rows[:1]
+    assert work.store.query("SELECT item, rule FROM verdicts WHERE rule!=''") == [("b", "too_long_to_train")]
+
+
+def test_a_first_stage_without_an_edge_gives_no_empty_beginning(tmp_path):
+    """The original keeps an empty beginning then, and its second stage rewrites everything."""
+    work = new_work(tmp_path, extend={"tries": 1, "rounds": 1})
+    one = "A single sentence " + " ".join(f"word{i}" for i in range(120)) + "."
+    asked = drive(work, extend(work, 1, "i0~0", "en", ASKED, prose(120), 0), lambda r: one)
+    assert len(asked) == 1 and asked[0].prefix == ""
+    assert work.store.query("SELECT rule FROM verdicts WHERE step='1a'") == [("no_edge",)]
+
+
+def test_empty_answers_and_refusals_are_rules(tmp_path):
+    work = new_work(tmp_path, respond={"tries": 2})
+    replies = iter(["", "I'm sorry, but I cannot help with that."])
+    answer_task(work, lambda r: next(replies))
+    assert work.store.query("SELECT rule FROM verdicts ORDER BY attempt") == [("empty",), ("refusal",)]
+    assert work.store.outcome(1, "response", "i0", 0).text is None  # type: ignore[union-attr]
+
+
+def test_replay_rows_without_messages_are_named(tmp_path):
+    (tmp_path / "chat.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n{"text": "b"}\n')
+    with pytest.raises(LengthenError, match=r"row 2 of .* has no messages"):
+        with_replay([{}] * 9, RoleTraining(replay=str(tmp_path)), 1)

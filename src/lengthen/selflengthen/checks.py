@@ -32,6 +32,8 @@ RULES = {
     "near_duplicate": "near to an instruction that is there already",
     "evaluation_prompt": "near to an evaluation prompt",
     "not_selected": "left out by length-biased selection",
+    "same_instruction": "a longer extension of the same instruction was selected too (extend.per_instruction)",
+    "other_language": "an instruction in a language that is not in `languages`",
     "too_long_to_train": "more tokens than training.row_length",
     "no_band": "no length demand whose band holds the text",
     "demand_missing": "the woven instruction lacks the demand's numbers",

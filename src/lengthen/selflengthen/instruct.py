@@ -26,7 +26,7 @@ def from_templates(wording: Wording, seed: int, *, held_out: bool = False) -> li
     """Instructions made of topics and forms, shuffled; each topic once before any topic comes again.
 
     Args:
-        held_out: those of the topics that are kept out of training (one form each).
+        held_out: those of the topics that are kept out of training, each in one form, then in a second one.
     """
     rounds: dict[int, list[str]] = {}
     for number, group in enumerate(wording.templates["groups"]):
@@ -35,7 +35,7 @@ def from_templates(wording: Wording, seed: int, *, held_out: bool = False) -> li
             if (i % HELD_OUT_EVERY == HELD_OUT_EVERY - 1) != held_out:
                 continue
             start = named_random(seed, "form", number, i).randrange(len(forms))
-            for turn in range(1 if held_out else len(forms)):
+            for turn in range(min(2, len(forms)) if held_out else len(forms)):
                 rounds.setdefault(turn, []).append(forms[(start + turn) % len(forms)].replace("{}", topic))
     made: list[str] = []
     for turn in sorted(rounds):
@@ -55,6 +55,9 @@ def listed(work: Work) -> list[tuple[str, str]]:
         rows = [(row, prompt_of(row, path, i)) for i, row in enumerate(rows_of(path, "instruct.file"), 1)]
         tagged = [(row.get("language") or ("zh" if is_cjk(text) else "en"), text) for row, text in rows]
         columns = [[pair for pair in tagged if pair[0] == name] for name in work.wordings]
+        for number, (language, text) in enumerate(tagged, 1):
+            if language not in work.wordings:
+                work.judge(Key(0, ROLE, f"row{number:06}"), Verdict("other_language", f"{language}: {text[:120]}"))
     longest = max((len(column) for column in columns), default=0)
     return [column[i] for i in range(longest) for column in columns if i < len(column)]
 

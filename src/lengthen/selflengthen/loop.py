@@ -94,7 +94,7 @@ def self_lengthen(settings: SelfLengthenStage, ctx: StageContext) -> StageResult
 def macro_iteration(crew: Crew, iteration: int) -> None:
     """One macro-iteration: measure what the Generator can do now, write, train both roles."""
     work, serving = crew.work, crew.serving
-    measure(crew, iteration - 1)
+    _measured(crew, iteration - 1)
     instructions = instruct(crew, iteration, work.settings.instruct.count)
     write(crew, iteration, instructions)
     if work.store.begin(iteration, "train"):
@@ -108,13 +108,18 @@ def macro_iteration(crew: Crew, iteration: int) -> None:
             mixed = with_replay(rows[role], work.settings.training, crew.ctx.seed_for("replay", iteration, role))
             train_on(mixed, start, work.settings.training, crew.ctx, role_folder(crew.ctx.folder, iteration, role))
         work.store.end(iteration, "train", {role: len(rows[role]) for role in ROLES})
-    _evaluate(crew, iteration)
+
+
+def _measured(crew: Crew, after: int) -> None:
+    """Held-out prompts and the `evaluate` stage, on the Generator as it is after so many trainings."""
+    measure(crew, after)
+    _evaluate(crew, after, role_folder(crew.ctx.folder, after, "generator") if after else None)
 
 
 def final_rows(crew: Crew, iteration: int) -> None:
     """Fresh texts of the last Generator and the kept ones of all macro-iterations, with their length demands."""
     work, settings = crew.work, crew.work.settings.final
-    measure(crew, iteration - 1)
+    _measured(crew, iteration - 1)
     pool: list[tuple[Outcome, str, str]] = []
     if "fresh" in settings.pool and settings.count:
         instructions = instruct(crew, iteration, settings.count)
@@ -169,6 +174,7 @@ def train_final(crew: Crew) -> Path:
         work.store.end(last + 1, "train", {"final": len(rows)})
     if not crew.serving.flow:
         measure(crew, last + 1, "final")
+    _evaluate(crew, last + 1, ctx.folder)
     return target
 
 
@@ -219,28 +225,27 @@ def _enough(work: Work, iteration: int, rows: list[dict[str, Any]]) -> None:
         )
 
 
-def _evaluate(crew: Crew, iteration: int) -> None:
-    """The `evaluate` stage on the Generator of this macro-iteration, where the recipe asks for it."""
-    settings = crew.work.settings.evaluate
-    if settings is None or not crew.work.store.begin(iteration, "evaluate"):
+def _evaluate(crew: Crew, after: int, folder: Path | None) -> None:
+    """The `evaluate` stage on the model in `folder` (None: the starting model), where the recipe asks for it; its
+    numbers become measures of this macro-iteration."""
+    settings, store = crew.work.settings, crew.work.store
+    if settings.evaluate is None or not store.begin(after, "evaluate"):
         return
     from lengthen.evaluate.run import evaluate
-    from lengthen.recipe.stages.evaluate import EvaluateStage
 
     crew.serving.stop()
-    model = role_folder(crew.ctx.folder, iteration, "generator")
-    stage = EvaluateStage.model_validate({**settings, "kind": "evaluate", "model": str(model)})
-    folder = crew.ctx.folder / "iterations" / f"{iteration}-evaluate"
-    folder.mkdir(parents=True, exist_ok=True)
-    evaluate(stage, replace(crew.ctx, folder=folder, stage=f"{crew.ctx.stage}/{folder.name}"))
-    for row in read_json(folder / "scores.json")["rows"]:
-        name = f"{row.get('suite', 'all')}/{row['task']}" if "task" in row else str(row.get("name", "value"))
-        name += f" at {row['length']}" if row.get("length") else ""
-        value, unit = row.get("score", row.get("value")), row.get("unit", "score")
-        if isinstance(value, int | float):
-            low, high = row.get("low", value), row.get("high", value)
-            crew.work.store.measure(iteration, name, value, low, high, unit, row.get("n", 1))
-    crew.work.store.end(iteration, "evaluate", {})
+    place = crew.ctx.folder / "iterations" / f"{after}-evaluate"
+    place.mkdir(parents=True, exist_ok=True)
+    stage = settings.evaluation(settings.model if folder is None else str(folder))
+    evaluate(stage, replace(crew.ctx, folder=place, stage=f"{crew.ctx.stage}/{place.name}"))
+    for row in read_json(place / "scores.json")["rows"]:
+        value = row.get("score", row.get("value"))
+        if value is None:
+            continue
+        name = f"{row['suite']}/{row['task']}" + (f" at {row['length']}" if row.get("length") else "")
+        low, high = row.get("low", value), row.get("high", value)
+        store.measure(after, name, value, low, high, row.get("unit", "score"), row.get("n", 1))
+    store.end(after, "evaluate", {})
 
 
 def _result(crew: Crew) -> StageResult:
@@ -250,6 +255,7 @@ def _result(crew: Crew) -> StageResult:
     for rule, count in store.query("SELECT rule, COUNT(*) FROM verdicts WHERE rule!='' GROUP BY rule"):
         drops.add(rule, count)
     left_out = store.query("SELECT COUNT(*) FROM outcomes WHERE kept=0")[0][0]
+    left_out -= store.query("SELECT COUNT(*) FROM verdicts WHERE rule='same_instruction'")[0][0]  # counted as such
     if left_out:
         drops.add("not_selected", left_out)
     asked, tokens, errors, resent = store.query(

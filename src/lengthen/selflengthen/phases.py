@@ -11,6 +11,7 @@ from lengthen.common.manifest import StageContext
 from lengthen.common.seeds import derive_seed, named_random
 from lengthen.common.words import count_longen, is_cjk
 from lengthen.selflengthen import extend as extending
+from lengthen.selflengthen.checks import Verdict
 from lengthen.selflengthen.choose import Selection
 from lengthen.selflengthen.constraints import ROLE as WEAVE
 from lengthen.selflengthen.constraints import scale_for, weave
@@ -26,7 +27,7 @@ from lengthen.selflengthen.instruct import (
 from lengthen.selflengthen.pipeline import Listed, Pipeline, Source, Task, Traffic
 from lengthen.selflengthen.respond import respond
 from lengthen.selflengthen.serve import Serving
-from lengthen.selflengthen.store import Outcome, Store
+from lengthen.selflengthen.store import Key, Outcome, Store
 from lengthen.selflengthen.wording import prompt_of, read_seeds, rows_of
 from lengthen.selflengthen.work import Work
 
@@ -61,7 +62,16 @@ def held_out_prompts(work: Work) -> list[tuple[str, str]]:
     if settings.file:
         texts = [prompt_of(row, settings.file, i) for i, row in enumerate(rows_of(settings.file, "held_out.file"), 1)]
         pairs = [("zh" if is_cjk(text) else "en", text) for text in texts]
-        pairs = [pair for pair in pairs if pair[0] in work.wordings]
+        known = [pair for pair in pairs if pair[0] in work.wordings]
+        if not known:
+            raise LengthenError(
+                f"held_out.file: {settings.file} holds no prompt in {', '.join(work.wordings)}.",
+                why=f"its {len(pairs)} prompts are in other languages" if pairs else "it is empty",
+                fix="give another file, add their language to `languages`, or set held_out.count to 0",
+            )
+        # Published files are often sorted by length or kind: the first 40 would be of one kind.
+        count = min(settings.count, len(known))
+        pairs = [known[i * len(known) // count] for i in range(count)]
     else:
         columns = [
             [(name, text) for text in from_templates(wording, work.seed, held_out=True)]
@@ -82,7 +92,7 @@ def instruct(crew: Crew, iteration: int, count: int) -> Instructions:
         apart = [text for _, text in held_out_prompts(work)]
         filters = Filters(
             settings.above_words, settings.below_words, there,
-            evaluation_pool(settings.evaluation_prompts, apart, settings.near_duplicate, settings.shared_ngram),
+            evaluation_pool(work.settings.evaluation_files(), apart, settings.near_duplicate, settings.shared_ngram),
         )  # fmt: skip
         info: dict = {"wanted": count}
         if settings.source == "self":
@@ -214,8 +224,30 @@ def select(work: Work, iteration: int, role: str) -> None:
     selection = Selection(derive_seed(work.seed, role, iteration), work.settings.select, 0)
     for outcome in outcomes:
         selection.add(outcome.item, outcome.sample, outcome.words)
-    for item, sample, kept in selection.decided():
+    chosen = {(item, sample): kept for item, sample, kept in selection.decided()}
+    if role == extending.ROLE:
+        for one in _beyond_each(work, iteration, [o for o in outcomes if chosen[o.item, o.sample]]):
+            chosen[one.item, one.sample] = False
+    for (item, sample), kept in chosen.items():
         work.store.keep(iteration, role, item, sample, kept)
+
+
+def _beyond_each(work: Work, iteration: int, selected: list[Outcome]) -> list[Outcome]:
+    """Selected extensions beyond `extend.per_instruction` of one instruction, the shortest; each is counted."""
+    each = work.settings.extend.per_instruction
+    if each is None:
+        return []
+    by_instruction: dict[str, list[Outcome]] = {}
+    for outcome in selected:
+        by_instruction.setdefault(outcome.item.split("~")[0], []).append(outcome)
+    over: list[Outcome] = []
+    for outcomes in by_instruction.values():
+        for place, one in enumerate(sorted(outcomes, key=lambda o: (-o.words, o.item, o.sample)), 1):
+            rule = "same_instruction" if place > each else ""
+            verdict = Verdict(rule, f"{one.words} words" if rule else "", one.words, one.clean_words)
+            if not work.judge(Key(iteration, "select", one.item, one.sample), verdict).accepted:
+                over.append(one)
+    return over
 
 
 # --------------------------------------------------------------------------------------- final texts and demands

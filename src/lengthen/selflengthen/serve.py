@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lengthen.common.errors import LengthenError, MissingExtra
-from lengthen.common.files import read_json, write_atomic
+from lengthen.common.files import write_atomic
 from lengthen.generate.engine import Engine
 from lengthen.generate.stream import Stream
 from lengthen.models import resolve_model
@@ -53,19 +53,29 @@ def serve_command(settings: SelfLengthenStage, folder: Path, after: int) -> list
     """The command that serves macro-iteration `after` + 1: the starting model and the adapters trained so far."""
     command = ["vllm", "serve", str(resolve_model(settings.model)), "--served-model-name", BASE]
     command += ["--port", str(settings.serve.port)]
+    if settings.method == "self-lengthen":
+        # From the first macro-iteration on, so that one server that is left running can load all later adapters.
+        command += ["--enable-lora", "--max-lora-rank", str(_served_rank(settings)), "--max-loras", "2"]
     if after > 0:
-        adapters = {model_name(r, after): role_folder(folder, after, r) / "adapter" for r in ("generator", "extender")}
-        rank = max(read_json(path / "adapter_config.json")["r"] for path in adapters.values())
-        fitting = [size for size in _RANKS if size >= rank]
-        if not fitting:
-            raise LengthenError(
-                f"After {after} macro-iterations the adapters have rank {rank}; vLLM serves at most {_RANKS[-1]}.",
-                why="each training adds its own adapter to the one before it",
-                fix="lower training.lora_rank, or serve the merged model/ folders",
-            )
-        command += ["--enable-lora", "--max-lora-rank", str(fitting[0]), "--max-loras", "2", "--lora-modules"]
-        command += [f"{name}={path}" for name, path in adapters.items()]
+        # Absolute: the command is run, and the adapters are loaded, from another folder than this one.
+        root = folder.resolve()
+        adapters = {model_name(r, after): role_folder(root, after, r) / "adapter" for r in ("generator", "extender")}
+        command += ["--lora-modules", *(f"{name}={path}" for name, path in adapters.items())]
     return command + list(settings.serve.arguments)
+
+
+def _served_rank(settings: SelfLengthenStage) -> int:
+    """The size that vLLM must be given for the last macro-iteration's adapters, whose ranks have added up."""
+    rank = settings.training.lora_rank * settings.iterations
+    fitting = [size for size in _RANKS if size >= rank]
+    if not fitting:
+        raise LengthenError(
+            f"After {settings.iterations} macro-iterations the adapters have rank {rank}; vLLM serves at most "
+            f"{_RANKS[-1]}.",
+            why="each training adds its own adapter to the one before it",
+            fix="lower training.lora_rank or iterations",
+        )
+    return fitting[0]
 
 
 @dataclass
@@ -140,7 +150,7 @@ class Serving:
         wanted = {model_name(role, after) for role in ROLES} - {BASE}
         for name in sorted(wanted - set(served_models(url))):
             role = name.rsplit("-", 1)[0]
-            load_adapter(url, name, role_folder(self.folder, after, role) / "adapter")
+            load_adapter(url, name, role_folder(self.folder.resolve(), after, role) / "adapter")
         missing = sorted(wanted - set(served_models(url)))
         if missing:
             raise LengthenError(

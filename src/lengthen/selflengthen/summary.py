@@ -112,9 +112,10 @@ def _measures(db: sqlite3.Connection) -> list[str]:
     rows = db.execute("SELECT iteration, name, value, low, high, unit, n FROM measures ORDER BY 2, 1").fetchall()
     if not rows:
         return []
-    lines = ["", "Held-out prompts (95% interval)"]
+    lines = ["", "Measured after each macro-iteration (95% interval, where there is one)"]
     for iteration, name, value, low, high, unit, n in rows:
-        lines.append(f"  after {iteration:<3}{name:<22}{value:>10,.2f}  {low:,.2f} to {high:,.2f}  {unit}, n={n}")
+        between = f"{low:,.2f} to {high:,.2f}" if low < high else ""
+        lines.append(f"  after {iteration:<3}{name:<40}{value:>10,.2f}  {between:<18}  {unit}, n={n}")
     return lines
 
 

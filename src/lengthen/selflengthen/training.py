@@ -78,6 +78,12 @@ def with_replay(rows: list[dict[str, Any]], settings: RoleTraining, seed: int) -
     pool = list(read_json_lines(path))
     if not pool:
         raise LengthenError(f"training.replay: {settings.replay} holds no rows.", fix="give a chat.jsonl with messages")
+    bad = next((number for number, row in enumerate(pool, 1) if not row.get("messages")), None)
+    if bad is not None:
+        raise LengthenError(
+            f"training.replay: row {bad} of {path} has no messages.",
+            fix='give rows {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]}',
+        )
     wanted = round(len(rows) * settings.replay_share / (1 - settings.replay_share))
     random = named_random(seed, "replay")
     drawn = random.sample(pool, wanted) if wanted <= len(pool) else random.choices(pool, k=wanted)

@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from lengthen.recipe.base import Derived, ModelFacts, Settings, Size, StageSettings
+from lengthen.recipe.stages.evaluate import EvaluateStage
 
 Language = Literal["en", "zh"]
 
@@ -76,6 +77,9 @@ class Extend(Settings):
 
     samples: int = Field(default=1, ge=1)
     """Extensions of each kept response (ours; the original makes 2, near-duplicates in the training data)."""
+    per_instruction: int | None = Field(default=1, ge=1)
+    """Selected extensions of one instruction that are trained on, the longest first (ours). null: all of them, as the
+    original, whose two answers to an instruction give two rows that differ little."""
     tries: int = Field(default=20, ge=1)
     rounds: int = Field(default=3, ge=1)
     """Micro-iterations: how often a text is extended before it is judged by `growth`."""
@@ -201,7 +205,7 @@ class HeldOut(Settings):
     file: str | None = None
     """JSONL file (`prompt`, `query` or `instruction`). Default: packaged topics that are kept out of the templates."""
     count: int = Field(default=40, ge=0)
-    """Prompts used; 0 measures nothing."""
+    """Prompts used, spread evenly over the file; 0 measures nothing."""
 
 
 class Serve(Settings):
@@ -257,7 +261,8 @@ class SelfLengthenStage(StageSettings):
     held_out: HeldOut = Field(default_factory=HeldOut)
     serve: Serve = Field(default_factory=Serve)
     evaluate: dict | None = None
-    """Settings of an `evaluate` stage, run on the Generator after each macro-iteration (suites: [longform])."""
+    """Settings of an `evaluate` stage (suites: [longform]), run on the starting model, on the Generator after each
+    macro-iteration and on the final model, inside this process. Its prompt files count as evaluation prompts."""
 
     @model_validator(mode="after")
     def _needs(self) -> SelfLengthenStage:
@@ -265,11 +270,30 @@ class SelfLengthenStage(StageSettings):
             raise ValueError("instruct.source is 'file': give instruct.file, a JSONL file with `instruction`")
         if self.method == "back-translation" and not self.texts:
             raise ValueError("method is 'back-translation': give texts, a JSONL file of long documents with `text`")
+        remote = bool(self.serve.endpoint) or self.serve.start_vllm
+        if remote and self.method == "self-lengthen" and self.training.lora_rank == 0:
+            raise ValueError("training.lora_rank 0 trains all weights, and an endpoint serves adapters: give it a rank")
+        if self.evaluate is not None:
+            self.evaluation("default")  # a mistake shows now, not after the first training
         return self
+
+    def evaluation(self, model: str) -> EvaluateStage:
+        """The `evaluate` stage of a model."""
+        return EvaluateStage.model_validate({**(self.evaluate or {}), "kind": "evaluate", "model": model})
+
+    def evaluation_files(self) -> list[str]:
+        """Files of prompts that no instruction may come near to: `instruct.evaluation_prompts`, and those of
+        `evaluate`."""
+        found = list(self.instruct.evaluation_prompts)
+        if self.evaluate is not None:
+            suites = self.evaluation("default").suites
+            options = [one.options.get(name) for one in suites for name in ("longen", "longbench_write", "prompts")]
+            found += [path for path in options if isinstance(path, str)]
+        return list(dict.fromkeys(found))
 
     def external_inputs(self) -> list[str]:
         files = [
-            self.texts, self.prompts, self.instruct.file, self.instruct.seeds, *self.instruct.evaluation_prompts,
+            self.texts, self.prompts, self.instruct.file, self.instruct.seeds, *self.evaluation_files(),
             self.held_out.file, self.training.replay,
         ]  # fmt: skip
         return [*super().external_inputs(), *(path for path in files if path and not path.startswith("@"))]
@@ -279,8 +303,14 @@ class SelfLengthenStage(StageSettings):
         return {"serve"}
 
     def cost(self) -> float:
-        texts = self.instruct.count * self.respond.samples * (1 + 2 * self.extend.rounds) * self.iterations
-        return 60.0 + 4.0 * texts
+        kept = kept_share(self.select.strength, self.select.power) if self.select.enabled else 1.0
+        # About one and a half tries for an answer; extensions live from rejection (two or three tries of two texts).
+        answers = self.instruct.count * self.respond.samples * min(self.respond.tries, 1.5)
+        extensions = answers * kept * self.extend.samples * 2 * self.extend.rounds * min(self.extend.tries, 2.5) / 1.5
+        final = self.final.count * self.final.samples * min(self.respond.tries, 1.5)
+        texts = (answers + extensions) * self.iterations + final + self.held_out.count * (self.iterations + 2)
+        # A text of the embedded model: some 800 tokens, at 150 tokens/s in batches on two cores.
+        return 60.0 + 5.3 * texts
 
     def derived(self, facts: ModelFacts | None) -> list[Derived]:
         found: list[Derived] = []
@@ -290,11 +320,16 @@ class SelfLengthenStage(StageSettings):
             responses = self.instruct.count * self.respond.samples
             kept = kept_share(self.select.strength, self.select.power) if self.select.enabled else 1.0
             rows = responses * kept * self.extend.samples * kept
+            reason = "instructions x samples x kept x extensions x kept"
             found += [
                 Derived("kept share", round(kept, 4), "integral of length-biased selection over all percentiles"),
-                Derived("rows per role at most", int(rows), "instructions x samples x kept x extensions x kept"),
+                Derived("rows per role at most", int(self._most_rows(rows)), f"{reason}; extend.per_instruction"),
             ]
         return found
+
+    def _most_rows(self, rows: float) -> float:
+        each = self.extend.per_instruction
+        return rows if each is None else min(rows, self.instruct.count * each)
 
 
 def kept_share(strength: float, power: float) -> float:
