@@ -45,7 +45,8 @@ class Arm:
 
     scores: rows of scores.json with task, length, score in 0..1, low, high, n (those with a score).
     values: rows of scores.json that are no scores (value, unit).
-    answers: objects of predictions.jsonl. asked_how: template, seed of the samples and the like, as scores.json tells.
+    answers: objects of predictions.jsonl, one a sample.
+    asked_how: template, seed of the samples and the like, as scores.json tells.
     native: positions that the model was first trained for (0: not known).
     """
 
@@ -187,7 +188,8 @@ def read_arm(label: str, folder: str | Path) -> Arm:
         stage=stage,
         scores=tuple(row for row in rows if row.get("score") is not None and row.get("length") is not None),
         values=tuple(row for row in rows if row.get("value") is not None),
-        answers=tuple(read_json_lines(stage.folder / "predictions.jsonl")),
+        # A sample that had an error, or whose question has changed, was asked again: its last line counts.
+        answers=tuple({row["id"]: row for row in read_json_lines(stage.folder / "predictions.jsonl")}.values()),
         notes=tuple(str(note) for note in found.get("notes", [])),
         asked_how=found.get("asked") or {},
         native=int(found.get("native") or 0),

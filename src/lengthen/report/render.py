@@ -42,6 +42,7 @@ class View:
     costs: list[story.Cost] = field(default_factory=list)
     failures: list[tuple[Arm, list[story.Failure]]] = field(default_factory=list)
     outcomes: list[story.Outcomes] = field(default_factory=list)
+    notes: list[tuple[str, str]] = field(default_factory=list)
     published: list[dict[str, Any]] = field(default_factory=list)
     origin: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -75,6 +76,7 @@ def build_view(evidence: Evidence, *, failures: int, origin: dict[str, str], ver
         found = story.failures(evidence.final, failures)
         view.failures = [(evidence.final, found)] if found else []
     view.outcomes = [story.outcomes(arm) for arm in arms if arm.answers]
+    view.notes = story.notes(arms)
     shown = {suite["name"] for suite in view.suites}
     view.published = [table for table in read_json(_HERE / "published.json") if table["suite"] in shown]
     return view

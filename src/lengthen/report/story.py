@@ -203,13 +203,23 @@ def _end(text: str, most: int = 260) -> str:
 
 def outcomes(arm: Arm) -> Outcomes:
     """Empty answers, answers cut by the token limit, and errors, counted apart from wrong ones."""
+    answered = [a for a in arm.answers if a.get("finish_reason") != "error"]
     return Outcomes(
         arm=arm.label,
-        answers=len(arm.answers),
-        empty=sum(not str(a.get("output") or "").strip() for a in arm.answers),
-        cut=sum(a.get("finish_reason") == "length" for a in arm.answers),
-        errors=sum(a.get("finish_reason") == "error" for a in arm.answers),
+        answers=len(answered),
+        empty=sum(not str(a.get("output") or "").strip() for a in answered),
+        cut=sum(a.get("finish_reason") == "length" for a in answered),
+        errors=len(arm.answers) - len(answered),
     )
+
+
+def notes(arms: Sequence[Arm]) -> list[tuple[str, str]]:
+    """(models, note of their evaluations): what several arms say alike stands once."""
+    found: dict[str, list[str]] = {}
+    for arm in arms:
+        for note in dict.fromkeys(arm.notes):
+            found.setdefault(note, []).append(arm.title)
+    return [("all" if len(names) == len(arms) > 1 else ", ".join(names), note) for note, names in found.items()]
 
 
 def costs(stages: Sequence[StageRecord]) -> list[Cost]:
