@@ -15,18 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from lengthen.common.errors import LengthenError
 from lengthen.common.files import read_json, sha256_tree
-from lengthen.data.inspect import inspect_path
-from lengthen.data.plan import plan_rows
-from lengthen.data.rows import RowMaker
 from lengthen.data.shards import open_rows, read_row
-from lengthen.data.store import PartWriter, TokenStore
 from lengthen.data.tokenize import load_text_tokenizer, save_tokenizer
-from lengthen.recipe.stages.prepare import PrepareStage
 from tests.data.helpers import corpus, model_folder, run, stage, words, write_jsonl
 
 
@@ -273,87 +266,6 @@ def test_dropped_documents_are_written_with_their_rule(tmp_path, model):
     assert all((row["tokens"] < 30) == (row["rule"] == "too_short") and row["text"] for row in rows)
     kept = {ids for ids in pieces_by_document(rows_of(tmp_path / "out"))}
     assert all(30 <= len(ids) <= 200 for ids in kept)
-
-
-def test_duplicates_are_written_as_they_were(tmp_path, model):
-    texts = [{"id": str(n), "text": f"{words(random.Random(n % 4), 30)}"} for n in range(12)]
-    talk = {"messages": [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "yes"}]}
-    talks = write_jsonl(tmp_path / "chat.jsonl", [{"id": f"t{n}", **talk} for n in range(3)])
-    sources = [
-        {"kind": "jsonl", "paths": str(write_jsonl(tmp_path / "in.jsonl", [{"text": "short"}, *texts]))},
-        {"kind": "chat", "paths": str(talks)},
-    ]
-    filters = {"exact_duplicates": True, "near_duplicates": True, "min_tokens": 8}
-    settings = {"filters": filters, "write_dropped": True, "part_bytes": 1500}
-    result = run(stage(model, sources, **settings), tmp_path / "out")
-    rows = [json.loads(line) for file in sorted((tmp_path / "out/dropped").glob("*.jsonl")) for line in file.open()]
-    assert Counter(row["rule"] for row in rows) == Counter({r: row["items"] for r, row in result.drops.items()})
-    assert sum(row["tokens"] for row in rows) == sum(row["tokens"] for row in result.drops.values())
-    told = {row["id"]: row for row in rows if row["rule"] == "exact_duplicate"}
-    assert set(told) == {*(str(n) for n in range(4, 12)), "t1", "t2"}
-    assert (
-        all(told[row["id"]]["text"] == row["text"] for row in texts[4:]) and told["t1"]["messages"] == talk["messages"]
-    )
-    run(stage(model, sources, executor={"workers": 2}, **settings), tmp_path / "two")
-    assert sha256_tree(tmp_path / "out") == sha256_tree(tmp_path / "two")
-
-
-def test_a_card_and_tables_lie_beside_the_rows(tmp_path, model):
-    paths = [str(corpus(tmp_path / f"{d}.jsonl", 60, seed, domain=d)) for seed, d in enumerate(("law", "sea"))]
-    run(stage(model, [{"kind": "jsonl", "name": "web", "paths": paths}], filters={"min_tokens": 20}), tmp_path / "out")
-    report = read_json(tmp_path / "out/data_report.json")
-    assert {row["domain"] for row in report["domains"]} == {"law", "sea"}
-    assert sum(row["tokens"] for row in report["domains"]) == report["tokens"]
-    assert abs(sum(row["share"] for row in report["domains"]) - 1) < 1e-9
-    card = (tmp_path / "out/rows/README.md").read_text()
-    header = yaml.safe_load(card.split("---")[1])
-    assert header["configs"][0]["data_files"] == "*.parquet"
-    first = report["domains"][0]
-    for line in (
-        f"| web | {first['domain']} | {first['documents']:,} | {first['tokens']:,} | {first['share']:.2%} |",
-        f"| too_short | {report['drops']['too_short']['items']} | {report['drops']['too_short']['tokens']} |",
-        f"{report['rows']:,} rows of at most 256 tokens; {report['tokens']:,} tokens",
-    ):
-        assert line in card
-    text = inspect_path(tmp_path / "out", rows=0)
-    assert f"web / {first['domain']}: {first['share']:.2%}, {first['tokens']:,} tokens" in text
-
-
-@settings(max_examples=12, deadline=None)
-@given(
-    st.lists(st.tuples(st.integers(0, 2), st.integers(1, 90)), min_size=1, max_size=40),
-    st.lists(st.sampled_from(SOURCES[:4]), min_size=3, max_size=3),
-    st.integers(0, 99),
-)
-def test_any_mix_of_packings_holds_each_token_once(tmp_path_factory, documents, ways, seed):
-    """From a token store to rows: every token of every document once (whole pieces only, where that is asked for)."""
-    work = tmp_path_factory.mktemp("work") / ".work"
-    present = sorted({source for source, _ in documents})
-    store_of = {source: PartWriter(work / "tokens", part, False) for part, source in enumerate(present)}
-    wanted: Counter = Counter()
-    for number, (source, length) in enumerate(documents):
-        ids = np.arange(length, dtype=np.int32) + 1000 * number
-        store_of[source].add([ids])
-        store_of[source].keep("")
-        whole = ways[source].get("piece_length")
-        wanted.update(ids[: length // whole * whole if whole else length].tolist())
-    for part, source in enumerate(present):
-        store_of[source].close({"source": part, "drops": {}})
-    named = [{"kind": "text", "name": f"s{n}", "paths": "x", **ways[s]} for n, s in enumerate(present)]
-    stage_settings = PrepareStage.model_validate({"row_length": 64, "sources": named})
-    store = TokenStore(work / "tokens", len(present))
-    planned = plan_rows(stage_settings, store, np.array(store.part, dtype=np.int64), {}, seed, 0)
-    planned.plan.save(work / "plan")
-    maker = RowMaker(work, planned.plan, [one["name"] for one in named], seed, False)
-    found: Counter = Counter()
-    for number in range(planned.plan.count):
-        row = maker.row(number)
-        row.check(64)
-        found.update(row.ids.tolist())
-        again = maker.row(number)
-        assert again.ids.tolist() == row.ids.tolist() and again.doc_lens.tolist() == row.doc_lens.tolist()
-    maker.reader.close()
-    assert found == wanted
 
 
 def test_a_task_that_is_killed_runs_again_and_only_that(tmp_path, model):
