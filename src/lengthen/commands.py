@@ -75,12 +75,23 @@ def dry_run_text(recipe: Recipe, folder: Path, redo: Sequence[str] = ()) -> str:
     else:
         seconds = sum(plan.cost for plan in remaining)
         lines.append(f"{len(remaining)} of {len(plans)} stages remain, roughly {clock(seconds)} on two cores "
-                     "for the embedded model.")  # fmt: skip
+                     f"for the embedded model{_slower()}.")  # fmt: skip
         if _facts(recipe) is not None:
             lines.append(
                 f"\nWhat training costs here (--devices for others: lengthen plan):\n{plan_text(recipe, None)}"
             )
     return "\n".join(lines)
+
+
+def _slower() -> str:
+    """The rough costs of stages were measured on two cores with bf16 instructions."""
+    import torch
+
+    from lengthen.models import pick_dtype
+
+    if torch.cuda.is_available() or pick_dtype("auto")[0] == "bfloat16":
+        return ""
+    return " that compute in bf16; this processor does not, so expect four to seven times as long"
 
 
 def evaluation_recipe(

@@ -36,7 +36,12 @@ def count_longwriter(text: str) -> int:
 def count_words(text: str) -> int:
     """Our counter: ideographs and kana one by one, every other run that holds a letter or digit; a Markdown rule, a
     bullet or a table's bars count nothing."""
-    return sum(1 for _ in units(text))
+    return sum(map(_is_word, _UNIT.findall(text)))
+
+
+def _is_word(run: str) -> bool:
+    """Whether a run holds a letter or digit; nearly all begin with one."""
+    return run[0].isalnum() or any(map(str.isalnum, run))
 
 
 COUNTERS: dict[str, Callable[[str], int]] = {
@@ -57,7 +62,7 @@ def units(text: str) -> Iterator[tuple[int, str]]:
     """(character offset, lower-case word) of each word that `count_words` counts, in order."""
     for match in _UNIT.finditer(text):
         run = match[0]
-        if any(c.isalnum() for c in run):
+        if _is_word(run):
             yield match.start(), run.strip(_PUNCTUATION).lower() or run.lower()
 
 

@@ -110,6 +110,8 @@ def place(path: Path, folder: Path) -> None:
     except OSError:
         shutil.copyfile(path, part)
     os.replace(part, target)
+    # Renaming one link of a file to another link of it does nothing, and leaves both.
+    part.unlink(missing_ok=True)
 
 
 def _check_unique(samples: list[Sample]) -> None:
