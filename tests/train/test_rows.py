@@ -83,9 +83,11 @@ def test_one_trained_row_among_thousands_suffices(tmp_path):
 
 def test_of_a_large_set_blocks_are_read_and_it_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(rows_module, "READ_TOKENS", 12_000)
+    # Stretches of 18 rows: 56 of 167.
     looked = check_rows(many(tmp_path, loss_mask=[1] * 10), positions=512, vocabulary=300)
-    assert "token ids of 1,000, spread over the set, of them" in looked
-    monkeypatch.setattr(rows_module, "READ_TOKENS", 15_000)
-    assert "token ids of 2,000, spread over the set, of them" in check_rows(
-        many(tmp_path / "b", loss_mask=[1] * 10), positions=512, vocabulary=300
-    )
+    assert "token ids of 1,002, spread over the set, of them" in looked
+    rng = random.Random(1)
+    rows = [make_row(rng, [4, 6], 300) for _ in range(3000)]
+    rows[-1] = {**rows[-1], "input_ids": [*range(9), 300]}
+    with pytest.raises(LengthenError, match="Row 2999 holds token 300"):
+        check_rows(open_training_rows([str(write_rows(tmp_path / "last", rows))]), positions=512, vocabulary=300)

@@ -1,4 +1,4 @@
-"""A faster way to the same ids: byte-level BPE tokenizers through tiktoken, about three times as fast as `tokenizers`.
+"""A faster way to the same ids: byte-level BPE tokenizers through tiktoken, several times as fast as `tokenizers`.
 
 tiktoken knows no merges: it joins the two neighbours whose joined bytes have the lowest rank, and takes a piece that is
 in the vocabulary as it stands. That is the same as applying merges in order when (1) every token of several bytes has

@@ -243,13 +243,20 @@ def collect(settings: ReportStage, folder: Path, recipe: str) -> Evidence:
     return Evidence(
         title=settings.title or recipe or "Report",
         recipe=recipe,
-        arms=tuple(read_arm(one.label, one.run) for one in settings.evaluations),
+        arms=_one_native([read_arm(one.label, one.run) for one in settings.evaluations]),
         trainings=tuple(read_training(one) for one in settings.train),
         data=tuple(read_data(one) for one in settings.data),
         growths=tuple(read_growth(one) for one in settings.self_lengthen),
         stages=tuple(stage for stage in run_stages(run) if stage.folder != folder),
         resolved=resolved.read_text() if resolved.exists() else "",
     )
+
+
+def _one_native(arms: Sequence[Arm]) -> tuple[Arm, ...]:
+    """Arms that are judged from one base: a trained arm with a raised RoPE base names its new window as native, and
+    measured against itself there it would pass by definition."""
+    same = len({arm.native for arm in arms}) == 1
+    return tuple(arms) if same else tuple(replace(arm, native=0) for arm in arms)
 
 
 def run_stages(run: Path) -> list[StageRecord]:
@@ -294,7 +301,7 @@ def collect_runs(folders: Sequence[Path], title: str) -> Evidence:
     return Evidence(
         title=title,
         recipe="",
-        arms=tuple(_unique(arms)),
+        arms=_one_native(_unique(arms)),
         trainings=tuple(replace(read_training(one.folder), stage=one) for one in stages if one.kind == "train"),
         data=tuple(replace(read_data(one.folder), stage=one) for one in stages if one.kind == "prepare"),
         growths=tuple(read_growth(stage.folder) for stage in stages if stage.kind == "self-lengthen"),

@@ -19,8 +19,9 @@ class Effective:
     """How far an arm reads, by the mean of `tasks` at the lengths at which all of them were measured.
 
     absolute: longest length up to which the mean exceeds RULER's 85.6; relative: up to which it keeps at least 85% of
-    the arm's own mean at `base` (its native length where that was measured, else the shortest); None where no length
-    qualifies. rising, falling: RULER's wAvg over the lengths, for long and for short use; None for other suites.
+    the arm's own mean at `base` (its native length where all arms share it and it was measured, else the
+    shortest); None where no length qualifies.
+    rising, falling: RULER's wAvg over the lengths, for long and for short use; None for other suites.
     left_out: lengths at which some task was not measured.
     """
 

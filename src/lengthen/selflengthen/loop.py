@@ -77,10 +77,9 @@ def self_lengthen(settings: SelfLengthenStage, ctx: StageContext) -> StageResult
             for iteration in range(1, settings.iterations + 1):
                 macro_iteration(crew, iteration)
             final_rows(crew, settings.iterations + 1)
-        elif settings.method == "plan-and-write":
-            plan_and_write(crew)
         else:
-            back_translation(crew)
+            _evaluate(crew, 0, None)
+            (plan_and_write if settings.method == "plan-and-write" else back_translation)(crew)
         export(store, ctx.folder)
         if settings.final.train:
             train_final(crew)

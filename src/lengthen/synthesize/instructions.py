@@ -62,6 +62,7 @@ def write_instructions(settings: InstructionsStage, ctx: StageContext) -> StageR
     kept = kept_file(settings, ctx.seed)
     fetch(kept, ctx.folder / WORK)
     record = {(row["i"], row["step"]): row for row in read_json_lines(ctx.folder / WORK, repair=True)}
+    reused = len(record) if kept is not None and kept.exists() else 0
     most = round(settings.count * settings.tries)
     done, drops, accepted = 0, Drops(), []
     engine: Engine | None = None
@@ -81,7 +82,7 @@ def write_instructions(settings: InstructionsStage, ctx: StageContext) -> StageR
     keep(ctx.folder / WORK, kept)
     lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in accepted]
     write_atomic(ctx.folder / "chat.jsonl", "".join(lines))
-    return _result(settings, accepted, drops, done)
+    return _result(settings, accepted, drops, done, reused)
 
 
 def _open(settings: InstructionsStage) -> Engine:
@@ -89,8 +90,14 @@ def _open(settings: InstructionsStage) -> Engine:
     return open_engine(settings.writer or settings.model, endpoint=options)
 
 
-def _result(settings: InstructionsStage, accepted: list[dict[str, Any]], drops: Drops, asked: int) -> StageResult:
+def _result(
+    settings: InstructionsStage, accepted: list[dict[str, Any]], drops: Drops, asked: int, reused: int
+) -> StageResult:
     notes = []
+    if reused:
+        notes.append(
+            f"{reused:,} answers were at hand (kept in the cache, or from before an interruption), not asked anew"
+        )
     if len(accepted) < settings.count:
         notes.append(f"{len(accepted):,} of {settings.count:,} conversations after {asked:,} tries; raise `tries`")
     if not accepted:

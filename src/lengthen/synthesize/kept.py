@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import shutil
 from pathlib import Path
 
 from lengthen.common.files import cache_folder, explain_disk
 from lengthen.models import DEFAULT
 from lengthen.recipe.stages.instructions import InstructionsStage
+from lengthen.synthesize.instruction_wording import topics
 
 # These say how much is asked for, or how fast; an answer is the same for any of them.
 _NO_MATTER = {"name", "count", "tries", "batch", "endpoint", "min_answer_words"}
@@ -26,7 +28,9 @@ def kept_file(settings: InstructionsStage, seed: int) -> Path | None:
     if settings.about != "topics" or writer != DEFAULT:
         return None
     plain = settings.model_dump(mode="json", exclude=_NO_MATTER | {"writer", "model"})
-    digest = hashlib.sha256(json.dumps([plain, seed], sort_keys=True).encode()).hexdigest()[:16]
+    # Answers are kept by number: other questions, or another order of them, must not meet these answers.
+    asked = {language: topics(language, random.Random(0)) for language in settings.languages}
+    digest = hashlib.sha256(json.dumps([plain, seed, asked], sort_keys=True).encode()).hexdigest()[:16]
     return cache_folder("chats") / f"{digest}.jsonl"
 
 

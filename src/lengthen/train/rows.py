@@ -16,7 +16,7 @@ from lengthen.data.tokenize import vocabulary_sha256
 from lengthen.train.collate import attended_lengths, row_targets
 
 READ_TOKENS = 2**28  # token ids looked at before training: a gigabyte, some seconds from a disk
-_BLOCK = 1000  # rows
+_BLOCKS = 64  # at least so many stretches of a large set are looked at
 
 
 @dataclass(frozen=True)
@@ -117,10 +117,13 @@ def check_rows(rows: TrainingRows, *, positions: int, vocabulary: int, whole_row
 
 def _check_ids(rows: TrainingRows, vocabulary: int) -> int:
     """Refuse rows whose borders or token ids do not fit. Returns how many rows' ids were read."""
+    size = max(1, min(1000, READ_TOKENS // _BLOCKS // max(1, rows.longest)))
+    blocks = -(-len(rows.data) // size)
     every = max(1, -(-int(rows.lengths.sum()) // READ_TOKENS))
+    chosen = set(np.linspace(0, blocks - 1, -(-blocks // every)).round().astype(int).tolist()) | {0, blocks - 1}
     read = first = 0
     columns = rows.data.select_columns(["input_ids"]).with_format("arrow")
-    for number, table in enumerate(cast("Iterator[Any]", columns.iter(batch_size=_BLOCK))):
+    for number, table in enumerate(cast("Iterator[Any]", columns.iter(batch_size=size))):
         ids = table.column("input_ids").combine_chunks()
         sizes = ids.value_lengths().to_numpy(zero_copy_only=False)
         wrong = np.flatnonzero(sizes != rows.lengths[first : first + len(sizes)])
@@ -128,7 +131,7 @@ def _check_ids(rows: TrainingRows, vocabulary: int) -> int:
             raise LengthenError(
                 f"Row {first + int(wrong[0])}: its doc_lens do not add up to its tokens.", fix="prepare it again"
             )
-        if number % every == 0:
+        if number in chosen:
             _check_block(ids.flatten().to_numpy(zero_copy_only=False), sizes, first, vocabulary)
             read += len(sizes)
         first += len(sizes)
