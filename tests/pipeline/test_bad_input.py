@@ -183,8 +183,8 @@ def test_ctrl_c_in_any_stage_loses_nothing(place, tmp_path):
             time.sleep(0.02)
         os.killpg(process.pid, signal.SIGINT)
         out, err = process.communicate(timeout=120)
-        # CPython remembers an interrupt inside exec() of a string (dataclasses, while importing) although it was caught,
-        # and then ends by the signal itself, which shells report as 130 as well.
+        # CPython remembers an interrupt inside exec() of a string (dataclasses, while importing) although it was
+        # caught, and then ends by the signal itself, which shells report as 130 as well.
         assert process.returncode in (130, -signal.SIGINT), out + err
         assert "Traceback" not in err and "run the same command again" in err, err
         stopped.append(read_json(run / "stages" / stage / "manifest.json")["status"])
