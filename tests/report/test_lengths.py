@@ -44,6 +44,21 @@ def test_own_score_is_taken_at_the_native_length_where_it_was_measured(tmp_path)
         assert found is not None and (found.base, found.relative) == (base, relative)
 
 
+def test_arms_that_call_different_lengths_native_are_judged_from_the_shortest(tmp_path):
+    """A raised RoPE base leaves no trace of the first window in the config: the trained arm names 2K, its start 1K."""
+    runs = []
+    for name, native, scores in (("start", 1024, (0.9, 0.8, 0.1)), ("trained", 2048, (0.9, 0.85, 0.3))):
+        run = evaluation(tmp_path / name, [row("vt", n, s) for n, s in zip((512, 1024, 2048), scores)])
+        path = run / "stages" / "measure" / "scores.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "native": native}))
+        runs.append(run)
+    for chosen, base, reach in ((runs, "512", 1024), (runs[1:], "2K", 2048)):
+        write_comparison(chosen, tmp_path / f"out-{len(chosen)}")
+        summary = json.loads((tmp_path / f"out-{len(chosen)}" / "summary.json").read_text())
+        found = {r["arm"]: r["value"] for r in summary["rows"] if f"85% of own score at {base}" in r["task"]}
+        assert len(found) == len(chosen) and set(found.values()) == {reach}
+
+
 def test_lengths_without_all_tasks_are_left_out_and_named(tmp_path):
     rows = [row("vt", n, 0.9) for n in (512, 1024, 2048)] + [row("cwe", n, 0.5) for n in (1024, 2048)]
     found = effective(arm(tmp_path, rows), "ruler")

@@ -3,6 +3,7 @@ while it runs, reported at the end."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -15,8 +16,11 @@ from pathlib import Path
 import pytest
 
 from lengthen.commands import inspect_text
+from lengthen.common.errors import LengthenError
+from lengthen.common.manifest import StageContext
 from lengthen.recipe.stages.self_lengthen import SelfLengthenStage
-from tests.selflengthen.parts import TINY
+from lengthen.selflengthen.loop import self_lengthen
+from tests.selflengthen.parts import TINY, prose
 from tests.selflengthen.test_endpoint import ALONE, ROOT, rows
 
 
@@ -123,6 +127,18 @@ def test_inspect_shows_a_run_also_before_its_end(run):
     whole = inspect_text(out, 5, None)
     assert "not finished" not in whole and "self-lengthen: done" in whole and "longform/prompts" in whole
     assert inspect_text(out / "stages" / "self-lengthen", 5, None) in whole
+
+
+def test_a_baseline_is_measured_beside_its_start(tiny, tmp_path):
+    recipe = json.loads(write_recipe(tmp_path, tiny).read_text())
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": prose(200, i)}) + "\n" for i in range(3)))
+    changes = {"model": str(tiny), "method": "back-translation", "texts": str(texts), "final": {"train": False}}
+    settings = SelfLengthenStage.model_validate({**recipe["stages"][0], **changes})
+    with contextlib.suppress(LengthenError):  # whether a tiny model finds an instruction for a text is not the point
+        self_lengthen(settings, StageContext(tmp_path / "stage", seed=1))
+    found = dict(rows(tmp_path / "stage", "SELECT name, n FROM measures WHERE iteration=0"))
+    assert found["longform/prompts"] == 5
 
 
 def test_the_laptop_preset_has_the_size_of_the_experiment():

@@ -12,6 +12,7 @@ import pytest
 from lengthen.common.errors import LengthenError
 from lengthen.common.manifest import StageContext
 from lengthen.recipe.stages.instructions import InstructionsStage
+from lengthen.synthesize import instruction_wording
 from lengthen.synthesize.instructions import WORK, questions_in, write_instructions
 from lengthen.synthesize.kept import kept_file
 from tests.conftest import make_model
@@ -125,7 +126,7 @@ def test_everyday_topics_with_a_model_in_this_process(tmp_path, model_folder):
         write_instructions(settings, StageContext(tmp_path, seed=0))
 
 
-def test_answers_of_the_default_model_to_topics_are_kept_for_the_next_recipe(tmp_path, own_cache):
+def test_answers_of_the_default_model_to_topics_are_kept_for_the_next_recipe(tmp_path, own_cache, monkeypatch):
     """Arms of an experiment share their chats; another seed or another room for the answer is another draw."""
     default = make_model(Path(os.environ["LENGTHEN_CACHE"]) / "models" / "smollm2-135m-instruct")
     settings = InstructionsStage(about="topics", count=3, tries=1.0, answer_tokens=8, batch=2)
@@ -139,6 +140,9 @@ def test_answers_of_the_default_model_to_topics_are_kept_for_the_next_recipe(tmp
         assert kept_file(changed, seed) not in (kept_file(settings, 0), None)
     assert kept_file(settings.model_copy(update={"count": 9, "batch": 64}), 0) == kept_file(settings, 0)
     assert kept_file(settings.model_copy(update={"writer": str(default)}), 0) is None
+    before = kept_file(settings, 0)
+    monkeypatch.setitem(instruction_wording._TOPICS, "en", {"What is {}?": ["tea"]})
+    assert kept_file(settings, 0) != before, "answers to other questions"
 
 
 @pytest.mark.parametrize(
