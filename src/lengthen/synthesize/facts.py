@@ -44,11 +44,12 @@ class Puzzle:
 
 @dataclass(frozen=True)
 class Teller:
-    """Draws facts and words them: one language, one split, one source of chance."""
+    """Draws facts and words them: one language, one split, one source of chance, numbers of so many digits."""
 
     language: str
     split: Split
     rng: random.Random
+    digits: tuple[int, int] = (4, 7)
 
     @property
     def words(self) -> ModuleType:
@@ -77,12 +78,12 @@ class Teller:
         return found
 
     def values(self, count: int) -> list[str]:
-        """Different values, mostly numbers of 4 to 7 digits; none holds another."""
+        """Different values, mostly numbers of `digits` digits; none holds another."""
         found: list[str] = []
         for _ in range(count):
             style = self.rng.random()
             if style < 0.75:
-                digits = self.rng.randint(4, 7)
+                digits = self.rng.randint(*self.digits)
                 value = str(self.rng.randrange(10 ** (digits - 1), 10**digits))
             else:
                 value = draw_keys(self.rng, self.vocabulary, self.split, "code", 1)[0]

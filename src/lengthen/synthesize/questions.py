@@ -116,7 +116,7 @@ def _attempt(
     decile: int,
     redrawn: Tally[str],
 ) -> dict[str, Any]:
-    teller = Teller(rng.choice(settings.languages), settings.split, rng)
+    teller = Teller(rng.choice(settings.languages), settings.split, rng, (settings.min_digits, settings.max_digits))
     task = rng.choice(settings.tasks)
     puzzle = draw_puzzle(teller, task, rng.randint(settings.min_facts, settings.max_facts))
     draft = _draft(settings, counter, library, teller, puzzle, target, decile)

@@ -41,6 +41,14 @@ class QuestionsStage(StageSettings):
     )
     min_facts: int = Field(default=1, ge=1, le=32, description="Fewest planted facts (a task may need more).")
     max_facts: int = Field(default=6, ge=1, le=32, description="Most planted facts; those not asked are distractors.")
+    min_digits: int = Field(
+        default=4,
+        ge=3,
+        le=18,
+        description="Fewest digits of a planted number. Three facts in four have a number, the others a code such as "
+        "HJ-1542. Longer numbers make a model copy from the text, digit by digit, instead of guessing the end.",
+    )
+    max_digits: int = Field(default=7, ge=3, le=18, description="Most digits of a planted number.")
     answers: Literal["worked", "sentence"] = Field(
         default="sentence",
         description="sentence: one sentence that ends with the value. worked: steps, then the bare answer on a line.",
@@ -57,6 +65,8 @@ class QuestionsStage(StageSettings):
             raise ValueError(f"min_tokens ({self.min_tokens}) is above max_tokens ({self.max_tokens})")
         if self.min_facts > self.max_facts:
             raise ValueError(f"min_facts ({self.min_facts}) is above max_facts ({self.max_facts})")
+        if self.min_digits > self.max_digits:
+            raise ValueError(f"min_digits ({self.min_digits}) is above max_digits ({self.max_digits})")
         return self
 
     def derived(self, facts: ModelFacts | None) -> list[Derived]:
