@@ -70,7 +70,7 @@ PUBLISHED = (
               "TRL 1.13 notes"),
 )  # fmt: skip
 # SmolLM2-135M on two cores, bf16, where a large matrix product reaches 2.3 TFLOP/s.
-CPU = DeviceType("cpu", 24, 2.3e12, linear=0.2, attention=0.2, all_in=0.95, overhead_gib=0.6)
+CPU = DeviceType("cpu", 24, 2.3e12, linear=0.2, attention=0.2, all_in=0.95, overhead_gib=0.5)
 MEASURED_SPEED = ((1024, False, 515), (4096, False, 370), (4096, True, 316), (8192, True, 185), (16384, True, 120))
 
 

@@ -17,7 +17,7 @@ from lengthen.recipe.stages.train import TrainStage
 from lengthen.train.devices import Devices, DeviceType, parse_devices
 from lengthen.train.estimate import ModelSize, estimate, flops_per_token, render
 
-CPU = DeviceType("cpu", 24, 1e12, 0.2, 0.2, 0.95, 0.6)
+CPU = DeviceType("cpu", 24, 1e12, 0.2, 0.2, 0.95, 0.5)
 
 
 def stage(**settings) -> TrainStage:

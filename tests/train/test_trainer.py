@@ -228,3 +228,35 @@ def test_gates(tmp_path, model_folder):
         train(blocked, StageContext(folder=tmp_path / "blocked"))
     with pytest.raises(LengthenError, match="single at 16384"):
         gates.check(Gate(scores=check, task="needle", length=8192, at_least=0.5))
+
+
+def test_small_head_tiles_change_nothing_but_the_order_of_the_sums(monkeypatch):
+    """The fused head in tiles of 1,024 x 8,192 against the plain product, over several tiles of both kinds."""
+    import torch
+    import trl.kernels.chunked_logprob as kernel
+    import trl.trainer.utils as utils
+
+    from lengthen.train.machine import CPU_HEAD_TOKENS, CPU_HEAD_WORDS, shrink_head_tiles
+
+    monkeypatch.setattr(kernel, "TOKEN_CHUNK_SIZE", 4096)
+    monkeypatch.setattr(utils, "_CHUNKED_LOGPROB_CHUNK_SIZE", 32768)
+    shrink_head_tiles()
+    assert (kernel.TOKEN_CHUNK_SIZE, utils._CHUNKED_LOGPROB_CHUNK_SIZE) == (CPU_HEAD_TOKENS, CPU_HEAD_WORDS)
+    generator = torch.Generator().manual_seed(0)
+    words = 2 * CPU_HEAD_WORDS + 100
+    found = []
+    for fused in (True, False):
+        generator.manual_seed(0)
+        hidden = torch.randn(CPU_HEAD_TOKENS + 30, 16, generator=generator).requires_grad_()
+        weight = torch.randn(words, 16, generator=generator).requires_grad_()
+        targets = torch.randint(0, words, (len(hidden),), generator=generator)
+        if fused:
+            chunk = utils._CHUNKED_LOGPROB_CHUNK_SIZE
+            apply = kernel.ChunkedLogProbFunction.apply
+            score = apply(hidden, weight, None, targets, 1.0, chunk, None, 1.0, ())[0]
+        else:
+            score = torch.log_softmax(hidden @ weight.T, -1).gather(-1, targets[:, None])[:, 0]
+        score.mean().backward()
+        found.append((score.detach(), hidden.grad, weight.grad))
+    for ours, plain in zip(*found):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-6)

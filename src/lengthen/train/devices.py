@@ -52,7 +52,7 @@ TYPES = {
 }
 # Two cores with AMX, SmolLM2-135M: 370 tokens/s at 4K rows and 515 at 1K, where a large product reaches 2.3 TFLOP/s
 # (measured); attention by the blockwise core. The peak is measured anew on each machine.
-_CPU_SHARES = {"linear": 0.2, "attention": 0.2, "all_in": 0.95, "overhead_gib": 0.6}
+_CPU_SHARES = {"linear": 0.2, "attention": 0.2, "all_in": 0.95, "overhead_gib": 0.5}
 
 
 @dataclass(frozen=True)

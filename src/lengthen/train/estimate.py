@@ -24,7 +24,8 @@ __all__ = ["Estimate", "ModelSize", "estimate", "parse_devices", "render", "row_
 
 RECOMPUTE_OVER = 4096  # tokens at once from which `checkpointing: auto` recomputes, as lengthen.train.run decides
 HEAD_TOKENS, HEAD_WORDS = 4096, 32768  # tile of the fused head (TRL): tokens x vocabulary entries
-PIECES = 1.25  # CPU: glibc keeps freed memory in pieces that do not all fit again (measured at 0.5K-4K rows: 1.2-1.3)
+CPU_HEAD_TOKENS, CPU_HEAD_WORDS = 1024, 8192  # as lengthen.train.machine sets it on processors
+PIECES = 1.1  # CPU: glibc keeps freed memory in pieces that do not all fit again (measured at 0.5K-4K rows)
 STEP_BUCKET = 64 * 2**20  # elements whose fp32 gradients exist at once in an optimizer step
 
 
@@ -226,8 +227,9 @@ def _attention_workspace(size: ModelSize, tokens: int, number: int, sp: int, cpu
 def _loss(size: ModelSize, tokens: int, number: int, cpu: bool) -> float:
     """The fused head: one tile of logits (several fp32 copies where there is no Triton), fp32 gradients of the hidden
     states and of the vocabulary matrix."""
-    words = min(HEAD_WORDS, size.embedding // size.hidden)
-    tile = min(tokens, HEAD_TOKENS) * words * (number + (5 * 4 if cpu else 0))
+    most_tokens, most_words = (CPU_HEAD_TOKENS, CPU_HEAD_WORDS) if cpu else (HEAD_TOKENS, HEAD_WORDS)
+    words = min(most_words, size.embedding // size.hidden)
+    tile = min(tokens, most_tokens) * words * (number + (5 * 4 if cpu else 0))
     return tile + 4.0 * tokens * size.hidden + 4.0 * size.embedding
 
 

@@ -29,6 +29,7 @@ from lengthen.train import fsdp
 from lengthen.train.arguments import half_precision, training_arguments
 from lengthen.train.checkpoints import PART, explain_failed_save, last_good, prune, seal_and_publish
 from lengthen.train.collate import Batch, Collator
+from lengthen.train.machine import shrink_head_tiles
 from lengthen.train.optimizer import MasterAdamW, carry_state, check_shapes
 from lengthen.train.options import Housekeeping, Optimization
 from lengthen.train.rows import row_of
@@ -154,6 +155,8 @@ class LongTrainer(SFTTrainer):
         # TRL also asks for entropy and top-1 accuracy of each token, which we do not report: put the plain forward
         # back and patch it for log-probabilities alone.
         model.__dict__.pop("forward", None)
+        if model.device.type == "cpu":
+            shrink_head_tiles()
         add_fused_lm_head(model)
         model.base_model.register_forward_hook(self._narrow)
 
