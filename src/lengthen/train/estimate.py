@@ -25,7 +25,7 @@ __all__ = ["Estimate", "ModelSize", "estimate", "parse_devices", "render", "row_
 RECOMPUTE_OVER = 4096  # tokens at once from which `checkpointing: auto` recomputes, as lengthen.train.run decides
 HEAD_TOKENS, HEAD_WORDS = 4096, 32768  # tile of the fused head (TRL): tokens x vocabulary entries
 CPU_HEAD_TOKENS, CPU_HEAD_WORDS = 1024, 8192  # as lengthen.train.machine sets it on processors
-PIECES = 1.1  # CPU: glibc keeps freed memory in pieces that do not all fit again (measured at 0.5K-4K rows)
+PIECES = 1.05  # CPU: glibc keeps freed memory in pieces that do not all fit again (measured at 0.5K-4K rows)
 STEP_BUCKET = 64 * 2**20  # elements whose fp32 gradients exist at once in an optimizer step
 
 
