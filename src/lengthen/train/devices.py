@@ -51,8 +51,10 @@ TYPES = {
     )
 }
 # Two cores with AMX, SmolLM2-135M: 370 tokens/s at 4K rows and 515 at 1K, where a large product reaches 2.3 TFLOP/s
-# (measured); attention by the blockwise core. The peak is measured anew on each machine.
-_CPU_SHARES = {"linear": 0.2, "attention": 0.2, "all_in": 0.95, "overhead_gib": 0.5}
+# (measured); attention by the blockwise core. Without bf16 instructions products take longer and what lies between them
+# does not: an EPYC core of 0.057 TFLOP/s in fp32 trained 41 tokens/s at 1K rows and 39 at 2K, 0.72 of its peak.
+# The peak is measured anew on each machine.
+_CPU_SHARE = {"bfloat16": 0.2, "float32": 0.65}
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,9 @@ def cpu_type() -> DeviceType:
     from lengthen.models import pick_dtype
     from lengthen.train.machine import measured_peak
 
-    peak = measured_peak(getattr(torch, pick_dtype("auto")[0]), "cpu")
-    return DeviceType("cpu", psutil.virtual_memory().total / GIB, peak, **_CPU_SHARES)
+    dtype = pick_dtype("auto")[0]
+    peak, share = measured_peak(getattr(torch, dtype), "cpu"), _CPU_SHARE[dtype]
+    return DeviceType("cpu", psutil.virtual_memory().total / GIB, peak, share, share, all_in=0.95, overhead_gib=0.5)
 
 
 def _this_machine() -> Devices:
