@@ -85,6 +85,24 @@ def test_compressed_shards(tmp_path):
     assert [d.ids.tolist() for d in documents(tmp_path)] == plain
 
 
+def test_remote_folders(tmp_path):
+    import fsspec
+
+    write_mds(tmp_path, some_rows(5, True), shard_bytes=9000)
+    fs = fsspec.filesystem("memory")
+    for file in tmp_path.iterdir():
+        fs.pipe(f"/mds/{file.name}", file.read_bytes())
+    found = []
+    for span, _ in mds_spans("memory://mds", "sources.mds"):
+        found += read_mds_documents("mds", span.path, span.name, Ledger())
+    assert [d.ids.tolist() for d in found] == [d.ids.tolist() for d in documents(tmp_path)]
+    fs.pipe("/broken/index.json", b'{"version": 2, "sha')
+    with pytest.raises(LengthenError, match="memory://broken cannot be read"):
+        list(mds_spans("memory://broken", "sources.mds"))
+    with pytest.raises(LengthenError, match="memory://empty is no MDS folder"):
+        list(mds_spans("memory://empty", "sources.mds"))
+
+
 def test_a_prepare_stage_packs_mds_anew_with_its_masks(tmp_path):
     rows = some_rows(10, True)
     write_mds(tmp_path / "mds", rows)

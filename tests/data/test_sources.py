@@ -106,6 +106,51 @@ def test_remote_paths_through_fsspec():
     assert [d.text for d in read({"kind": "text", "paths": "memory://tables"})[0]] == ["plain"]
 
 
+def test_remote_repositories_read_as_local_ones(tmp_path):
+    import io
+    import tarfile
+
+    import fsspec
+
+    files = {
+        "src/b.py": b"import a\n", "src/a.py": b"x = 1\n", "readme.md": b"About it.\n", "picture.png": b"\x89PNG",
+        "vendor/c.py": b"y = 2\n", "long.py": b"#" * 3000,
+    }  # fmt: skip
+    fs = fsspec.filesystem("memory")
+    for name, data in files.items():
+        (tmp_path / "all/one" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "all/one" / name).write_bytes(data)
+        fs.pipe(f"/repositories/one/{name}", data)
+    with tarfile.open(tmp_path / "all/two.tar.gz", "w:gz") as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    fs.pipe("/repositories/two.tar.gz", (tmp_path / "all/two.tar.gz").read_bytes())
+    fs.pipe("/repositories/notes.txt", b"no repository")
+    source = {"kind": "repository", "each": True, "max_file_bytes": 2000}
+    local, ledger = read({**source, "paths": str(tmp_path / "all")})
+    remote, far = read({**source, "paths": "memory://repositories"})
+    assert [(d.id, d.text) for d in remote] == [(d.id, d.text) for d in local] and len(remote) == 2
+    local_drops, drops = ({k: v["items"] for k, v in one.drops.by_rule.items()} for one in (ledger, far))
+    assert drops["file_too_large"] == local_drops["file_too_large"] == 2
+    assert drops["file_other_type"] == 2 and drops["file_vendored"] == 2
+    one = {"kind": "repository", "paths": "memory://repositories/two.tar.gz", "max_file_bytes": 2000}
+    assert [d.text for d in read(one)[0]] == [local[1].text]
+    with pytest.raises(LengthenError, match="memory://nothing"):
+        read({**source, "paths": "memory://nothing"})
+    with pytest.raises(LengthenError, match="holds no folders or archives"):
+        read({**source, "paths": "memory://repositories/one/src"})
+    with pytest.raises(LengthenError, match="is one archive"):
+        read({**source, "paths": "memory://repositories/two.tar.gz"})
+    fs.pipe("/repositories/cut.tar.gz", (tmp_path / "all/two.tar.gz").read_bytes()[:80])
+    found, far = read({**source, "paths": "memory://repositories"}, on_error="skip")
+    assert [d.id for d in found] == ["one", "two.tar.gz"]
+    assert any("memory://repositories/cut.tar.gz" in problem["where"] for problem in far.problems)
+    found, far = read({**one, "max_repository_bytes": 100}, on_error="skip")
+    assert found == [] and far.drops.by_rule["archive_too_large"]["items"] == 1
+
+
 def test_datasets_from_a_local_folder(tmp_path):
     import datasets
 

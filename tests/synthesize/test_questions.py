@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lengthen.common.errors import LengthenError
 from lengthen.recipe.stages.questions import QuestionsStage
 from lengthen.synthesize.documents import open_library
-from lengthen.synthesize.facts import Teller, read_facts, recompute
+from lengthen.synthesize.facts import read_facts, recompute
 from lengthen.synthesize.questions import build
 from lengthen.synthesize.scoring import score, score_sentence
 from lengthen.synthesize.texts import Library, Text, split_units
@@ -209,9 +209,11 @@ def test_too_little_text_and_too_short_targets(counter, prose, tmp_path):
         build(settings, counter, open_library(settings.documents), 0, 0)
 
 
-def test_planted_numbers_have_the_digits_that_were_asked_for():
-    teller = Teller("en", "train", random.Random(0), (9, 12))
-    numbers = [value for _ in range(50) for value in teller.values(3) if value.isdigit()]
-    assert {len(number) for number in numbers} == {9, 10, 11, 12}
+def test_planted_numbers_have_the_digits_that_were_asked_for(counter, prose):
+    settings = stage([prose / "all.txt"], tasks=["single"], min_digits=9, max_digits=12)
+    library = open_library(settings.documents)
+    made = [build(settings, counter, library, 0, index) for index in range(40)]
+    answers = [sample["meta"]["turns"][0]["answer"][0] for sample in made]
+    assert {len(answer) for answer in answers if answer.isdigit()} == {9, 10, 11, 12}
     with pytest.raises(ValueError, match=r"min_digits \(9\) is above max_digits \(7\)"):
         QuestionsStage(min_digits=9)

@@ -230,33 +230,31 @@ def test_gates(tmp_path, model_folder):
         gates.check(Gate(scores=check, task="needle", length=8192, at_least=0.5))
 
 
-def test_small_head_tiles_change_nothing_but_the_order_of_the_sums(monkeypatch):
-    """The fused head in tiles of 1,024 x 8,192 against the plain product, over several tiles of both kinds."""
-    import torch
+def test_small_tiles_of_the_head_change_nothing(tmp_path, model_folder, four_rows, monkeypatch):
+    """A whole training step on a processor with tiles far smaller than the row and the vocabulary."""
     import trl.kernels.chunked_logprob as kernel
     import trl.trainer.utils as utils
 
-    from lengthen.train.machine import CPU_HEAD_TOKENS, CPU_HEAD_WORDS, shrink_head_tiles
+    from lengthen.train import estimate, machine
 
-    monkeypatch.setattr(kernel, "TOKEN_CHUNK_SIZE", 4096)
-    monkeypatch.setattr(utils, "_CHUNKED_LOGPROB_CHUNK_SIZE", 32768)
-    shrink_head_tiles()
-    assert (kernel.TOKEN_CHUNK_SIZE, utils._CHUNKED_LOGPROB_CHUNK_SIZE) == (CPU_HEAD_TOKENS, CPU_HEAD_WORDS)
-    generator = torch.Generator().manual_seed(0)
-    words = 2 * CPU_HEAD_WORDS + 100
-    found = []
-    for fused in (True, False):
-        generator.manual_seed(0)
-        hidden = torch.randn(CPU_HEAD_TOKENS + 30, 16, generator=generator).requires_grad_()
-        weight = torch.randn(words, 16, generator=generator).requires_grad_()
-        targets = torch.randint(0, words, (len(hidden),), generator=generator)
-        if fused:
-            chunk = utils._CHUNKED_LOGPROB_CHUNK_SIZE
-            apply = kernel.ChunkedLogProbFunction.apply
-            score = apply(hidden, weight, None, targets, 1.0, chunk, None, 1.0, ())[0]
-        else:
-            score = torch.log_softmax(hidden @ weight.T, -1).gather(-1, targets[:, None])[:, 0]
-        score.mean().backward()
-        found.append((score.detach(), hidden.grad, weight.grad))
-    for ours, plain in zip(*found):
-        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-6)
+    assert (estimate.CPU_HEAD_TOKENS, estimate.CPU_HEAD_WORDS) == (machine.CPU_HEAD_TOKENS, machine.CPU_HEAD_WORDS)
+    for module, name in ((kernel, "TOKEN_CHUNK_SIZE"), (utils, "_CHUNKED_LOGPROB_CHUNK_SIZE")):
+        monkeypatch.setattr(module, name, 2**20)  # put back afterwards
+    monkeypatch.setattr(machine, "CPU_HEAD_TOKENS", 16)
+    monkeypatch.setattr(machine, "CPU_HEAD_WORDS", 50)
+    rows = write_rows(tmp_path / "rows", four_rows)
+    wanted, norm = plain_loss(model_folder, four_rows, "token")
+    train(settings_for(model_folder, rows, steps=1), StageContext(folder=tmp_path / "out"))
+    assert (kernel.TOKEN_CHUNK_SIZE, utils._CHUNKED_LOGPROB_CHUNK_SIZE) == (16, 50)
+    line = metrics(tmp_path / "out")[0]
+    assert line["loss"] == pytest.approx(wanted, abs=1e-5) and line["grad_norm"] == pytest.approx(norm, rel=1e-4)
+
+
+def test_another_trl_keeps_its_tiles_and_says_so(monkeypatch, caplog):
+    import trl.trainer.utils as utils
+
+    from lengthen.train import machine
+
+    monkeypatch.delattr(utils, "_CHUNKED_LOGPROB_CHUNK_SIZE")
+    machine.shrink_head_tiles()
+    assert not hasattr(utils, "_CHUNKED_LOGPROB_CHUNK_SIZE") and "_CHUNKED_LOGPROB_CHUNK_SIZE" in caplog.text

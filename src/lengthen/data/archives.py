@@ -28,12 +28,14 @@ def is_archive(path: str | Path) -> bool:
     return str(path).lower().endswith(SUFFIXES)
 
 
-def read_archive(path: Path, *, file_limit: int, total_limit: int, ledger: Ledger) -> Iterator[Member]:
-    """Members in the archive's order. A member over `file_limit` comes with empty data (its size says so).
+def read_archive(path: Path, *, file_limit: int, total_limit: int, ledger: Ledger, name: str = "") -> Iterator[Member]:
+    """Members in the archive's order. A member over `file_limit` comes with empty data (its size says so). `name`: what
+    problems call the archive (default: its path).
 
     Unsafe paths (absolute, or with `..`) and links are counted and left out; more than `total_limit` unpacked bytes
     is a problem and ends the reading, as does a broken archive; what came before stays.
     """
+    name = name or str(path)
     reader = _read_zip if zipfile.is_zipfile(path) else _read_tar
     total = 0
     try:
@@ -42,17 +44,17 @@ def read_archive(path: Path, *, file_limit: int, total_limit: int, ledger: Ledge
             if total > total_limit:
                 ledger.problem(
                     "archive_too_large",
-                    str(path),
+                    name,
                     f"unpacks to more than {total_limit:,} bytes",
                     "raise max_repository_bytes if you trust it",
                 )
                 return
             if _unsafe(member.path):
-                ledger.problem("unsafe_path", f"{path}, member {member.path}", "the path leaves the archive")
+                ledger.problem("unsafe_path", f"{name}, member {member.path}", "the path leaves the archive")
                 continue
             yield member
     except BROKEN as error:
-        ledger.problem("broken_archive", str(path), f"the archive is broken ({error or type(error).__name__})")
+        ledger.problem("broken_archive", name, f"the archive is broken ({error or type(error).__name__})")
 
 
 def _unsafe(name: str) -> bool:

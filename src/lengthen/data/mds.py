@@ -20,6 +20,7 @@ import numpy as np
 
 from lengthen.common.errors import LengthenError
 from lengthen.common.files import write_atomic, write_json
+from lengthen.data import storage
 from lengthen.data.document import Document, Ledger
 from lengthen.data.shards import Row
 from lengthen.data.sources import Span
@@ -33,27 +34,36 @@ _SHAPE = ("u1", "<u2", "<u4", "<u8")
 
 
 def mds_spans(path: str, key: str) -> Iterator[tuple[Span, int]]:
-    """One span a shard, with its size."""
-    folder = Path(path).expanduser()
-    if not (folder / "index.json").exists():
+    """One span a shard, with its size. The folder may be remote."""
+    folder = path if storage.is_remote(path) else str(Path(path).expanduser())
+    try:
+        shards = _index(folder)
+    except FileNotFoundError as error:
+        why = str(error) if storage.is_remote(path) else None
         raise LengthenError(
-            f"{key}: {path} is no MDS folder (it has no index.json).", fix="give the folder that holds index.json"
-        )
-    for number, shard in enumerate(_index(folder)):
-        yield Span(str(folder), f"{folder.name}/{number}", number, number + 1), int(shard["raw_data"]["bytes"])
+            f"{key}: {path} is no MDS folder (it has no index.json).",
+            why=why,
+            fix="give the folder that holds index.json",
+        ) from error
+    except (ImportError, OSError, ValueError) as error:
+        fix = "check the address, your rights, and that index.json is whole"
+        raise LengthenError(f"{key}: {path} cannot be read: {error}.", fix=fix) from error
+    name = folder.rstrip("/").rsplit("/", 1)[-1]
+    for number, shard in enumerate(shards):
+        yield Span(folder, f"{name}/{number}", number, number + 1), int(shard["raw_data"]["bytes"])
 
 
-def _index(folder: Path) -> list[dict[str, Any]]:
-    index = json.loads((folder / "index.json").read_text())
+def _index(folder: str) -> list[dict[str, Any]]:
+    index = json.loads(storage.read_bytes(storage.join(folder, "index.json")))
     if index.get("version") != 2 or any(shard.get("format") != "mds" for shard in index["shards"]):
         raise LengthenError(f"{folder} is no MDS folder of version 2.", fix="write it anew with a current streaming")
     return index["shards"]
 
 
-def read_mds(folder: Path, shard: int) -> Iterator[dict[str, Any]]:
+def read_mds(folder: Path | str, shard: int) -> Iterator[dict[str, Any]]:
     """Samples of one shard: column name -> int, float, str, bytes or array."""
-    about = _index(folder)[shard]
-    data = _shard_bytes(folder, about)
+    about = _index(str(folder))[shard]
+    data = _shard_bytes(str(folder), about)
     count = int(np.frombuffer(data, "<u4", 1)[0])
     offsets = np.frombuffer(data, "<u4", count + 1, 4).tolist()
     columns = list(zip(about["column_names"], about["column_encodings"], about["column_sizes"]))
@@ -61,20 +71,22 @@ def read_mds(folder: Path, shard: int) -> Iterator[dict[str, Any]]:
         yield _sample(data[begin:end], columns)
 
 
-def _shard_bytes(folder: Path, about: dict[str, Any]) -> bytes:
-    raw = folder / about["raw_data"]["basename"]
-    if raw.exists():
-        return raw.read_bytes()
-    packed, kind = folder / about["zip_data"]["basename"], str(about["compression"]).split(":")[0]
+def _shard_bytes(folder: str, about: dict[str, Any]) -> bytes:
+    try:
+        return storage.read_bytes(storage.join(folder, about["raw_data"]["basename"]))
+    except OSError:  # stores without the right to list say "forbidden" of what is not there
+        if not about.get("zip_data"):
+            raise
+    packed, kind = storage.join(folder, about["zip_data"]["basename"]), str(about["compression"]).split(":")[0]
     if kind not in ("zstd", "gz"):
         raise LengthenError(f"{packed}: compression '{kind}' is not read here.", fix="unpack it, or use zstd or gz")
     if kind == "gz":
         import gzip
 
-        return gzip.decompress(packed.read_bytes())
+        return gzip.decompress(storage.read_bytes(packed))
     import pyarrow as pa
 
-    return pa.CompressedInputStream(pa.py_buffer(packed.read_bytes()), "zstd").read()
+    return pa.CompressedInputStream(pa.py_buffer(storage.read_bytes(packed)), "zstd").read()
 
 
 def _sample(data: bytes, columns: list[tuple[str, str, int | None]]) -> dict[str, Any]:
@@ -131,13 +143,13 @@ def read_mds_documents(source: str, path: str, name: str, ledger: Ledger) -> Ite
     sample is one document. `mask`: 1 = trained."""
     shard = int(name.rsplit("/", 1)[-1])
     try:
-        for number, sample in enumerate(read_mds(Path(path), shard)):
+        for number, sample in enumerate(read_mds(path, shard)):
             where = f"{path}, shard {shard}, sample {number}"
             if "input_ids" not in sample:
                 ledger.problem("missing_field", where, f"there is no 'input_ids' (it has {', '.join(sample)})")
                 continue
             yield from _documents(source, name, number, where, sample, ledger)
-    except (OSError, ValueError, IndexError, KeyError) as error:
+    except (*storage.READ_ERRORS, ValueError, IndexError, KeyError) as error:
         ledger.problem("broken_file", f"{path}, shard {shard}", f"it cannot be read ({error})")
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from lengthen.common.errors import LengthenError
+from lengthen.data import storage
 from lengthen.data.archives import Member, is_archive, read_archive
 from lengthen.data.document import Document, Ledger, short_path
 from lengthen.recipe.sources import RepositorySource
@@ -141,19 +144,41 @@ _GENERATED_NOTE = re.compile(
 _MINIFIED_NAME = re.compile(r"[.-]min\.(js|css)$|\.bundle\.js$")
 
 
-def read_repository(path: Path, source: RepositorySource, ledger: Ledger, name: str = "") -> Document | None:
-    """The repository at `path` (a folder or an archive) as one document, or None when no file of it is left.
+def read_repository(path: Path | str, source: RepositorySource, ledger: Ledger, name: str = "") -> Document | None:
+    """The repository at `path` (a folder or an archive, local or remote) as one document, or None when no file of it is
+    left. A remote archive is copied to a temporary folder first; of a remote folder only files whose names and
+    sizes may be kept are read.
 
     Left-out files are counted by rule: file_vendored, file_other_type, file_too_large, file_binary, file_generated,
     file_minified, file_empty, file_link; folders of a folder: folder_vendored, folder_link.
     """
-    members = (
-        read_archive(
-            path, file_limit=source.max_file_bytes, total_limit=source.max_repository_bytes, ledger=ledger
+    name = name or short_path(path)
+    if not storage.is_remote(str(path)):
+        local = Path(path)
+        members = (
+            _read_archive(local, source, ledger)
+            if is_archive(local)
+            else _read_folder(local, source.max_file_bytes, ledger)
         )
-        if is_archive(path)
-        else _read_folder(path, source.max_file_bytes, ledger)
-    )  # fmt: skip
+        return _join(members, source, ledger, name)
+    if not is_archive(path):
+        return _join(_read_remote(str(path), source.max_file_bytes, ledger), source, ledger, name)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            local = storage.download(str(path), Path(folder), source.max_repository_bytes)
+        except (*storage.READ_ERRORS, ValueError) as error:
+            rule = "archive_too_large" if isinstance(error, ValueError) else "unreadable"
+            ledger.problem(rule, str(path), f"cannot be copied ({error})")
+            return None
+        return _join(_read_archive(local, source, ledger, str(path)), source, ledger, name)
+
+
+def _read_archive(path: Path, source: RepositorySource, ledger: Ledger, name: str = "") -> Iterator[Member]:
+    limits = {"file_limit": source.max_file_bytes, "total_limit": source.max_repository_bytes}
+    return read_archive(path, **limits, ledger=ledger, name=name)
+
+
+def _join(members: Iterable[Member], source: RepositorySource, ledger: Ledger, name: str) -> Document | None:
     texts: dict[str, str] = {}
     for member in members:
         text = _text_of(member, source.max_file_bytes, ledger)
@@ -163,7 +188,6 @@ def read_repository(path: Path, source: RepositorySource, ledger: Ledger, name: 
         return None
     order = dependency_order(texts) if source.order == "dependency" else sorted(texts)
     parts = [source.header.replace("{path}", file) + texts[file].rstrip("\n") for file in order]
-    name = name or short_path(path)
     return Document(name, "\n\n".join(parts) + "\n", source.name, {"domain": "", "files": len(order)})
 
 
@@ -190,6 +214,24 @@ def _read_folder(path: Path, limit: int, ledger: Ledger) -> Iterator[Member]:
                 ledger.problem("unreadable", str(file), f"cannot be read ({error.strerror})")
                 continue
             yield Member(relative, size, data)
+
+
+def _read_remote(url: str, limit: int, ledger: Ledger) -> Iterator[Member]:
+    try:
+        files, _ = storage.find_files(url, ("*",), "sources")
+    except LengthenError as error:
+        ledger.problem("unreadable", url, f"cannot be listed ({error})")
+        return
+    for file in files:
+        parts = file.name.lower().split("/")[:-1]
+        kept = file.size <= limit and known_type(file.name) and not VENDORED.intersection(parts)
+        try:
+            # Listings of web servers tell no size, so the limit holds for what is read.
+            data = storage.read_bytes(file.path, limit + 1) if kept else b""
+        except storage.READ_ERRORS as error:
+            ledger.problem("unreadable", file.path, f"cannot be read ({error})")
+            continue
+        yield Member(file.name, max(file.size, len(data)), data)
 
 
 def known_type(path: str) -> bool:

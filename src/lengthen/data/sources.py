@@ -91,6 +91,9 @@ def _weighed_spans(source: Source, key: str, part_bytes: int, ledger: Ledger) ->
             yield from mds_spans(path, key)
     elif isinstance(source, RepositorySource):
         for path in source.paths:
+            if storage.is_remote(path):
+                yield from _remote_repositories(path, source, f"{key}.paths")
+                continue
             for name, place in _repositories(path, source, f"{key}.paths"):
                 yield Span(str(place), name), _weight(place)
     else:
@@ -172,6 +175,27 @@ def _repositories(path: str, source: RepositorySource, key: str) -> Iterator[tup
         yield one.name, one
 
 
+def _remote_repositories(url: str, source: RepositorySource, key: str) -> Iterator[tuple[Span, int]]:
+    """From one listing of everything below the address."""
+    files, _ = storage.find_files(url, ("*",), key)
+    if source.each and is_archive(url):
+        raise LengthenError(f"{key}: {url} is one archive.", fix="leave `each` out")
+    if not source.each:
+        yield Span(url, short_path(url)), sum(file.size for file in files) * (4 if is_archive(url) else 1)
+        return
+    sizes: dict[str, int] = {}
+    for file in files:
+        top = file.name.split("/")[0]
+        if not top.startswith(".") and ("/" in file.name or is_archive(top)):
+            sizes[top] = sizes.get(top, 0) + file.size * (1 if "/" in file.name else 4)
+    if not sizes:
+        raise LengthenError(
+            f"{key}: {url} holds no folders or archives.", fix="leave `each` out if it is one repository"
+        )
+    for top, size in sorted(sizes.items()):
+        yield Span(storage.join(url, top), top), size
+
+
 def _installed(name: str, key: str) -> Iterator[tuple[str, Path]]:
     if name != "*":
         spec = importlib.util.find_spec(name) if name.isidentifier() else None
@@ -214,7 +238,7 @@ def read_part(source: Source, part: Part, ledger: Ledger) -> Iterator[Document]:
 
             yield from read_mds_documents(source.name, span.path, span.name, ledger)
         else:
-            document = read_repository(Path(span.path), source, ledger, span.name)
+            document = read_repository(span.path, source, ledger, span.name)
             if document is None:
                 ledger.problem("empty_repository", span.path, "no file of it is code or prose")
             else:

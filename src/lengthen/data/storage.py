@@ -100,13 +100,7 @@ def _matches(path: str, patterns: Sequence[str]) -> bool:
 
 def open_bytes(path: str) -> IO[bytes]:
     """The file's content, decompressed by its ending (.gz, .zst). A cut-off stream raises one of READ_ERRORS."""
-    raw: IO[bytes]
-    if is_remote(path):
-        import fsspec
-
-        raw = cast("IO[bytes]", fsspec.open(path, "rb").open())  # pyright: ignore[reportAttributeAccessIssue]
-    else:
-        raw = open(path, "rb")  # noqa: SIM115
+    raw = _open_raw(path)
     if path.endswith(".gz"):
         return cast("IO[bytes]", gzip.GzipFile(fileobj=raw))
     if path.endswith((".zst", ".zstd")):
@@ -115,6 +109,49 @@ def open_bytes(path: str) -> IO[bytes]:
         # python-zstandard ends a truncated stream silently; pyarrow says that it is truncated.
         return cast("IO[bytes]", io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd"), 2**16))
     return raw
+
+
+def _open_raw(path: str) -> IO[bytes]:
+    if not is_remote(path):
+        return open(path, "rb")
+    import fsspec
+
+    return cast("IO[bytes]", fsspec.open(path, "rb").open())  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def join(folder: str, name: str) -> str:
+    """The path or URL of a file in a folder."""
+    return f"{folder.rstrip('/')}/{name}"
+
+
+def read_bytes(path: str, limit: int = -1) -> bytes:
+    """The first `limit` bytes of a file (-1: all), local or remote, as they are."""
+    with _open_raw(path) as file:
+        return file.read(limit)
+
+
+def download(path: str, folder: Path, limit: int) -> Path:
+    """A copy of a remote file, as it is, under its own name in a local folder.
+
+    Raises:
+        ValueError: it has more than `limit` bytes.
+        LengthenError: it cannot be written here (a full disk is no fault of the file).
+        One of READ_ERRORS: it cannot be read.
+    """
+    target = folder / path.rstrip("/").rsplit("/", 1)[-1]
+    with _open_raw(path) as source, open(target, "wb") as file:
+        size = 0
+        while block := source.read(2**20):
+            size += len(block)
+            if size > limit:
+                raise ValueError(f"it has more than {limit:,} bytes")
+            try:
+                file.write(block)
+            except OSError as error:
+                raise LengthenError(
+                    f"{path} cannot be copied to {folder}: {error}.", fix="free space there, or set TMPDIR elsewhere"
+                ) from error
+    return target
 
 
 def is_splittable(path: str) -> bool:

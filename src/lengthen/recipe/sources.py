@@ -194,7 +194,8 @@ class RepositorySource(SourceBase):
 
     kind: Literal["repository"]
     paths: Paths = Field(
-        description="Folders, archives (zip, tar.*, sdists, wheels), package:NAME==VERSION, or installed:NAME for a "
+        description="Folders, archives (zip, tar.*, sdists, wheels), local or remote (s3://, https://), "
+        "package:NAME==VERSION, or installed:NAME for a "
         "Python package of this environment (installed:* takes every one, python the standard library)."
     )
     each: bool = Field(default=False, description="Every folder and archive directly below a path is a repository.")
@@ -212,7 +213,9 @@ class MdsSource(SourceBase):
     """Tokenised MDS folders of ProLong's published layout (input_ids, indices, length, domain, mask)."""
 
     kind: Literal["mds"]
-    paths: Paths = Field(description="Folders with an index.json. Their tokens must come from the same tokenizer.")
+    paths: Paths = Field(
+        description="Folders with an index.json, local or remote. Their tokens must come from the same tokenizer."
+    )
 
 
 def _kind(value: Any) -> str:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
+import logging
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import trl.kernels.chunked_logprob
-import trl.trainer.utils
 
 from lengthen.train.collate import Batch
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEEP_BYTES = 2**31 - 2**20  # the argument of mallopt is a C int
-CPU_HEAD_TOKENS, CPU_HEAD_WORDS = 1024, 8192  # tile of the fused head on processors: 32 MiB in fp32
+CPU_HEAD_TOKENS, CPU_HEAD_WORDS = 1024, 8192  # tile of the fused head on processors
 
 
 def raise_malloc_thresholds() -> bool:
@@ -37,19 +37,28 @@ def raise_malloc_thresholds() -> bool:
 
 
 def shrink_head_tiles() -> None:
-    """Let TRL's fused head work in tiles that fit a processor's cache.
+    """Let TRL's fused head work in smaller tiles, for processors.
 
     Its own, 4,096 tokens x 32,768 words, suit a GPU's kernels. Without Triton each tile passes through a dozen
-    element-wise steps, with several copies of 512 MiB alive at once: 8,192 tokens over 49,152 words took 91 s and 4.3
-    GiB there, 64 s and 0.5 GiB here (one EPYC core, fp32, forward and backward). The result is the same but for the
-    order of the sums. Tiles are a module's constants in TRL, so this holds for the whole process.
+    element-wise steps, with several copies of 512 MiB alive at once; ours has 32 MiB (docs/benchmarks.md, packed-16k,
+    before and after). The result is the same but for the order of the sums. The sizes are constants of TRL's modules,
+    so this holds for the whole process.
     """
-    for module, name, size in (
-        (trl.kernels.chunked_logprob, "TOKEN_CHUNK_SIZE", CPU_HEAD_TOKENS),
-        (trl.trainer.utils, "_CHUNKED_LOGPROB_CHUNK_SIZE", CPU_HEAD_WORDS),
+    for place, name, size in (
+        ("trl.kernels.chunked_logprob", "TOKEN_CHUNK_SIZE", CPU_HEAD_TOKENS),
+        ("trl.trainer.utils", "_CHUNKED_LOGPROB_CHUNK_SIZE", CPU_HEAD_WORDS),
     ):
-        if hasattr(module, name):  # another version of TRL may name them otherwise: then its own tiles stay
-            setattr(module, name, size)
+        try:
+            module = importlib.import_module(place)
+            getattr(module, name)
+        except (ImportError, AttributeError):
+            logging.getLogger(__name__).warning(
+                "This version of TRL has no %s in %s: the head keeps TRL's own tiles and needs more memory.",
+                name,
+                place,
+            )
+            continue
+        setattr(module, name, size)
 
 
 def measured_peak(dtype: torch.dtype, device: str) -> float:

@@ -155,7 +155,7 @@ class LongTrainer(SFTTrainer):
         # TRL also asks for entropy and top-1 accuracy of each token, which we do not report: put the plain forward
         # back and patch it for log-probabilities alone.
         model.__dict__.pop("forward", None)
-        if model.device.type == "cpu":
+        if self.args.device.type == "cpu":  # not the model's: under FSDP2 it waits in main memory
             shrink_head_tiles()
         add_fused_lm_head(model)
         model.base_model.register_forward_hook(self._narrow)

@@ -46,7 +46,7 @@ class QuestionsStage(StageSettings):
         ge=3,
         le=18,
         description="Fewest digits of a planted number. Three facts in four have a number, the others a code such as "
-        "HJ-1542. Longer numbers make a model copy from the text, digit by digit, instead of guessing the end.",
+        "HJ-1542.",
     )
     max_digits: int = Field(default=7, ge=3, le=18, description="Most digits of a planted number.")
     answers: Literal["worked", "sentence"] = Field(
