@@ -117,7 +117,7 @@ def pick_dtype(dtype: str) -> tuple[str, str]:
     ratio = bf16_speedup()
     if ratio >= 1.5:
         return "bfloat16", f"bf16 matrices are {ratio:.1f} times as fast as fp32 on this processor"
-    return "float32", f"bf16 matrices are only {ratio:.1f} times as fast as fp32 on this processor"
+    return "float32", f"bf16 matrices are only {ratio:.2g} times as fast as fp32 on this processor"
 
 
 _SPEEDUP: list[float] = []
