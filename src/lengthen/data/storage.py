@@ -147,6 +147,7 @@ def download(path: str, folder: Path, limit: int) -> Path:
                 raise ValueError(f"it has more than {limit:,} bytes")
             try:
                 file.write(block)
+                file.flush()  # a full disk must show here, not when the file is closed
             except OSError as error:
                 raise LengthenError(
                     f"{path} cannot be copied to {folder}: {error}.", fix="free space there, or set TMPDIR elsewhere"
