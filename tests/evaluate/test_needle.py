@@ -100,6 +100,38 @@ def test_several_needles_are_all_there(model, prose_folder, tmp_path):
             assert len({key for key, _ in found}) == (1 if task == "multivalue" else 4)
 
 
+@pytest.mark.parametrize("task", sorted(KINDS))
+def test_questions_over_one_text_share_it_to_the_question(model, prose_folder, tmp_path, task):
+    suites = [{"suite": "needle", "tasks": [task], "options": {"questions": 4}}]
+    samples = samples_of(stage(model, prose_folder, suites=suites, lengths=["2k"], samples=3), tmp_path)
+    assert len(samples) == 12 and len({s.id for s in samples}) == 12 and len({s.context for s in samples}) == 3
+    kind = KINDS[task]
+    for text in (samples[i : i + 4] for i in (0, 4, 8)):
+        assert len({s.user.rpartition("\n\n")[0] for s in text}) == len({s.share for s in text}) == 1
+        found = re.findall(r"The lucky number of (\w+) is (\d{7})\.", text[0].user)
+        assert len(found) == len(set(found)) == 4 * kind.keys * kind.values
+        refs = [ref for s in text for ref in s.refs]
+        assert len(set(refs)) == len(refs) == 4 * kind.queries * kind.values
+        for sample in text:
+            asked = sample.user.rpartition("\n\n")[2]
+            assert {value for key, value in found if key in asked} == set(sample.refs)
+            assert 0.98 * 2048 <= sample.tokens + sample.new_tokens <= 2048
+    depths = sorted(s.depth for s in samples)
+    assert depths == sorted(spread(i) for i in range(12))
+
+
+def test_one_question_over_a_text_is_the_plain_needle(model, prose_folder, tmp_path):
+    plain = samples_of(stage(model, prose_folder), tmp_path / "plain")
+    suites = [{"suite": "needle", "options": {"questions": 1}}]
+    assert samples_of(stage(model, prose_folder, suites=suites), tmp_path / "one") == plain
+    assert all(s.share is None for s in plain)
+    settings = stage(
+        model, prose_folder, suites=[{"suite": "needle", "options": {"questions": 20}}], lengths=[256], samples=1
+    )
+    (note,) = make_plan(settings, StageContext(tmp_path / "many")).notes
+    assert "256 tokens are too few" in note
+
+
 def test_samples_do_not_depend_on_arm_stage_or_number(model, prose_folder, tmp_path):
     few = samples_of(stage(model, prose_folder, samples={512: 2, "1k": 3}), tmp_path / "a")
     ctx = StageContext(tmp_path / "b", seed=99, stage="elsewhere")

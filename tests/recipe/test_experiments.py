@@ -92,6 +92,18 @@ def test_arms_of_a_table_ask_the_same_and_spend_the_same(table):
             assert recipe.stage("sft-rows") == base.stage("sft-rows")
 
 
+@pytest.mark.parametrize("path", FILES, ids=_id)
+def test_the_grid_is_the_plans(path):
+    """(texts, questions a text) of each suite: `samples` counts texts."""
+    (grid,) = (stage for stage in load_recipe(str(path)).stages if isinstance(stage, EvaluateStage))
+    found = {s.suite: (s.samples, s.options.get("questions", 1), s.options.get("count")) for s in grid.suites}
+    assert grid.lengths == [4096, 16384]
+    assert found == {
+        "needle": (5, 4, None), "own": (6, 4, None), "ruler": ({4096: 10, 16384: 6}, 1, None),
+        "perplexity": (None, 1, 8), "short": (None, 1, None),
+    }  # fmt: skip
+
+
 def test_every_table_has_the_arms_that_the_plan_names():
     stems = {table: {path.stem for path in paths} for table, paths in ARMS.items()}
     assert stems["bakeoff"] == {*UNTRAINED, "plain", "prolong", "longskywork", "longalign", "longrecipe", "pose"}

@@ -78,6 +78,38 @@ def test_every_answer_follows_from_the_text_alone(counter, prose, seed, index, t
     assert build(settings, counter, library, seed, index)["messages"] == sample["messages"]
 
 
+@given(
+    seed=st.integers(0, 10**6), index=st.integers(0, 99), task=st.sampled_from(TASKS),
+    language=st.sampled_from(["en", "zh"]), answers=st.sampled_from(["worked", "sentence"]),
+)  # fmt: skip
+def test_further_turns_ask_what_the_first_left_open(counter, prose, seed, index, task, language, answers):
+    changes = {"tasks": [task], "languages": [language], "answers": answers, "min_facts": 4, "max_facts": 8}
+    library = open_library([str(prose)])
+    sample = build(stage([prose], turns=6, **changes), counter, library, seed, index)
+    meta, messages = sample["meta"], sample["messages"]
+    assert [m["role"] for m in messages] == ["user", "assistant"] * len(meta["turns"])
+    assert meta["tokens"] == counter.conversation(messages) <= meta["target"]
+    pieces = messages[0]["content"].split("\n\n")
+    context = messages[0]["content"].replace(pieces[0 if meta["question_first"] else -1], "", 1)
+    asked = [json.dumps(turn["query"], sort_keys=True) for turn in meta["turns"]]
+    assert len(set(asked)) == len(asked) <= 6
+    for turn, question, answer in zip(meta["turns"], messages[::2], messages[1::2]):
+        assert list(recompute(context, language, turn["query"]) or ()) == turn["answer"]
+        assert score_sentence(answer["content"], turn["answer"]) == 1.0
+        assert all(subject in question["content"] for subject in turn["query"].get("subjects", []))
+        assert turn["facts"] == len(turn["depths"]) == len(read_facts(context, language))
+    assert meta["turns"][0]["task"] == task
+
+
+def test_turns_are_drawn_up_to_the_most_and_to_what_the_facts_allow(counter, prose):
+    library = open_library([str(prose)])
+    numbers = {}
+    for facts in (2, 8):
+        settings = stage([prose], tasks=["single"], turns=5, min_facts=facts, max_facts=facts)
+        numbers[facts] = {len(build(settings, counter, library, 0, i)["meta"]["turns"]) for i in range(60)}
+    assert numbers == {2: {1, 2}, 8: {1, 2, 3, 4, 5}}
+
+
 def test_planted_text_without_its_facts_is_the_document(counter, prose):
     settings = stage([prose / "all.txt"], tasks=["single"], question_first=0)
     library = open_library(settings.documents)

@@ -11,13 +11,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import Field
+
 from lengthen.common.errors import LengthenError
 from lengthen.evaluate.draws import Draws
 from lengthen.evaluate.haystack import Haystack, Piece, haystack
 from lengthen.evaluate.samples import Sample
 from lengthen.evaluate.scorers import share_found
 from lengthen.evaluate.suites import Job, Suite, cell_context
-from lengthen.recipe.base import size_text
+from lengthen.recipe.base import Settings, size_text
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,18 @@ PREFIX = "According to the text, the lucky numbers of {keys} are"
 LEAST_SHARE = 0.98
 
 
+class NeedleOptions(Settings):
+    """Options of the needle suite."""
+
+    questions: int = Field(
+        default=1,
+        ge=1,
+        le=20,
+        description="Questions over one text, each for needles of its own; `samples` counts texts. The "
+        "text is read once, so four questions cost little more than one; intervals are drawn over texts.",
+    )
+
+
 def spread(index: int) -> float:
     """Depth of sample `index`: 0, 1, 1/2, 1/4, 3/4, 1/8, 5/8 ... (van der Corput's sequence after both ends).
 
@@ -76,52 +90,63 @@ def depth_of(job: Job, index: int) -> float:
 
 
 def make(job: Job, task: str, length: int, contexts: range) -> Iterator[Sample]:
-    """Samples of one cell; sample i is the same in every run with this seed, task, length and tokenizer."""
+    """Samples of one cell; text i is the same in every run with this seed, task, length, number of questions and
+    tokenizer."""
     hay = haystack(job.settings.haystack, job.prompts.tokenizer)
     for index in contexts:
-        yield _sample(job, hay, task, length, index)
+        yield from _samples(job, hay, task, length, index)
 
 
-def _sample(job: Job, hay: Haystack, task: str, length: int, index: int) -> Sample:
-    kind, depth = KINDS[task], depth_of(job, index)
+def _samples(job: Job, hay: Haystack, task: str, length: int, index: int) -> list[Sample]:
+    """The questions about text number `index`. Each has needles of its own; those of the others are distractors."""
+    kind, questions = KINDS[task], job.options.questions
     draws = Draws(job.seed, "needle", task, length, index)
-    keys = [PLACES[i] for i in draws.sample(len(PLACES), kind.keys)]
-    values = [str(v) for v in draws.distinct(1_000_000, 10_000_000, kind.keys * kind.values)]
-    asked = keys[: kind.queries]
+    keys = [PLACES[i] for i in draws.sample(len(PLACES), questions * kind.keys)]
+    values = [str(v) for v in draws.distinct(1_000_000, 10_000_000, len(keys) * kind.values)]
     facts = [(key, values[k * kind.values + v]) for k, key in enumerate(keys) for v in range(kind.values)]
-    wanted = kind.queries * kind.values
-    depths = _depths(kind, depth, len(facts), draws)
-    one = wanted == 1
-    names = asked[0] if len(asked) == 1 else ", ".join(asked[:-1]) + " and " + asked[-1]
-    parts = _Parts(
-        (HEAD if len(facts) > 1 else HEAD_ONE),
-        tuple(NEEDLE.format(key=key, value=value) for key, value in facts),
-        depths,
-        (ASK_ONE if one else ASK).format(keys=names),
-        (PREFIX_ONE if one else PREFIX).format(keys=names),
-    )
+    each = kind.keys * kind.values
+    starts = [depth_of(job, index * questions + question) for question in range(questions)]
+    depths = [place for start in starts for place in _depths(kind, start, each, draws)]
+    tails = [_ask(kind, keys[q * kind.keys :][: kind.queries]) for q in range(questions)]
+    needles = tuple(NEEDLE.format(key=key, value=value) for key, value in facts)
+    parts = _Parts(HEAD if len(facts) > 1 else HEAD_ONE, needles, tuple(depths), tails)
     # Depths of one round share their text; the text of a round depends on the round alone.
     rounds = len(job.settings.depths or ()) or 1
     group = index // rounds if job.settings.same_haystack else index
     start = hay.sentence_starts[
         Draws(job.seed, "needle-text", task, length, group).integer(0, len(hay.sentence_starts))
     ]
-    user, tokens, true_depth, repeated = _fit(job, hay, start, parts, length, job.new_tokens(task))
-    return Sample(
-        id=f"needle/{task}/{length}/{index}",
-        suite="needle",
-        task=task,
-        length=length,
-        context=cell_context("needle", task, length, index),
-        user=user,
-        prefix=parts.prefix,
-        refs=tuple(value for _, value in facts[:wanted]),
-        new_tokens=job.new_tokens(task),
-        tokens=tokens,
-        depth=depth,
-        share=f"needle/{task}/{length}/text-{group}" if job.settings.same_haystack else None,
-        meta={"true_depth": round(true_depth, 4), **({"haystack_repeats": True} if repeated else {})},
-    )
+    fitted = _fit(job, hay, start, parts, length, job.new_tokens(task))
+    context = cell_context("needle", task, length, index)
+    shared = f"needle/{task}/{length}/text-{group}" if job.settings.same_haystack else context
+    return [
+        Sample(
+            id=context if questions == 1 else f"{context}/{question}",
+            suite="needle",
+            task=task,
+            length=length,
+            context=context,
+            user=fitted.text + ask,
+            prefix=prefix,
+            refs=tuple(value for _, value in facts[question * each :][: kind.queries * kind.values]),
+            new_tokens=job.new_tokens(task),
+            tokens=fitted.tokens[question],
+            depth=starts[question],
+            share=shared if job.settings.same_haystack or questions > 1 else None,
+            meta={
+                "true_depth": round(fitted.depths[question * each], 4),
+                **({"haystack_repeats": True} if fitted.repeated else {}),
+            },
+        )
+        for question, (ask, prefix) in enumerate(tails)
+    ]
+
+
+def _ask(kind: Kind, names: list[str]) -> tuple[str, str]:
+    """(question, beginning of the answer)."""
+    one = kind.queries * kind.values == 1
+    keys = names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+    return (ASK_ONE if one else ASK).format(keys=keys), (PREFIX_ONE if one else PREFIX).format(keys=keys)
 
 
 def _depths(kind: Kind, depth: float, facts: int, draws: Draws) -> tuple[float, ...]:
@@ -133,41 +158,53 @@ def _depths(kind: Kind, depth: float, facts: int, draws: Draws) -> tuple[float, 
 
 @dataclass(frozen=True)
 class _Parts:
+    """tails: (question, beginning of the answer) of each question about the text."""
+
     head: str
     needles: tuple[str, ...]
     depths: tuple[float, ...]
-    question: str
-    prefix: str
+    tails: list[tuple[str, str]]
 
-    def user(self, piece: Piece) -> tuple[str, float]:
-        """The whole message, and the true depth of the first needle, by characters."""
+    def text(self, piece: Piece) -> tuple[str, list[float]]:
+        """The message up to the question, and the true depth of each needle, by characters."""
         places = [piece.border_at(depth) for depth in self.depths]
         text = piece.text
         for at, needle in sorted(zip(places, self.needles), key=lambda pair: pair[0], reverse=True):
             before, after = text[:at], text[at:]
             text = f"{before}{'' if not before or before[-1].isspace() else ' '}{needle}{' ' if after else ''}{after}"
-        return f"{self.head}{text}{self.question}", places[0] / max(1, len(piece.text))
+        return f"{self.head}{text}", [place / max(1, len(piece.text)) for place in places]
 
 
-def _fit(
-    job: Job, hay: Haystack, start: int, parts: _Parts, length: int, new_tokens: int
-) -> tuple[str, int, float, bool]:
-    """(message, prompt tokens, true depth, text repeats); with the answer's room 98% to 100% of the length."""
+@dataclass(frozen=True)
+class _Fitted:
+    """text: the message up to the question. tokens: of each question's prompt. depths: true ones, of all needles."""
+
+    text: str
+    tokens: list[int]
+    depths: list[float]
+    repeated: bool
+
+
+def _fit(job: Job, hay: Haystack, start: int, parts: _Parts, length: int, new_tokens: int) -> _Fitted:
+    """A text that takes 98% to 100% of the length together with the longest question and the answer's room."""
     limit = length - new_tokens
-    bare = job.prompts.count(parts.user(Piece("", ()))[0], parts.prefix)
+    bare, (ask, prefix) = max((job.prompts.count(parts.text(Piece("", ()))[0] + t[0], t[1]), t) for t in parts.tails)
     budget = limit - bare
     if budget < 16:
         raise LengthenError(
             f"needle: {size_text(length)} tokens are too few: question and answer alone take {bare + new_tokens}.",
-            fix="ask for a greater length, or a smaller max_new_tokens",
+            fix="ask for a greater length, fewer questions over one text, or a smaller max_new_tokens",
         )
     for _ in range(8):
         # Cutting back to the end of a sentence may cost one percent of the length; else the cut is between words.
         piece = hay.piece(start, budget).trimmed(most=int(length / 100 * len(hay.text) / hay.tokens))
-        user, depth = parts.user(piece)
-        tokens = job.prompts.count(user, parts.prefix)
+        text, depths = parts.text(piece)
+        tokens = job.prompts.count(text + ask, prefix)
         if tokens <= limit and tokens + new_tokens >= LEAST_SHARE * length:
-            return user, tokens, depth, piece.repeated
+            counts = [job.prompts.count(text + ask, prefix) for ask, prefix in parts.tails]
+            if max(counts) <= limit:
+                return _Fitted(text, counts, depths, piece.repeated)
+            tokens = max(counts)
         budget += min(-1, limit - tokens) if tokens > limit else max(1, limit - tokens)
     raise LengthenError(
         f"needle: no prompt of {size_text(length)} tokens could be made from the haystack '{job.settings.haystack}'.",
@@ -197,5 +234,6 @@ SUITE = Suite(
     default=("single",),
     make=make,
     score=score,
+    options=NeedleOptions,
     parameters=parameters,
 )

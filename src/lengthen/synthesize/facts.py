@@ -109,6 +109,40 @@ def draw_puzzle(teller: Teller, task: str, count: int) -> Puzzle:
     return _DRAW[task](teller, task, count)
 
 
+def further_puzzles(teller: Teller, puzzle: Puzzle) -> list[Puzzle]:
+    """Other questions that the same facts answer, in a drawn order: of a stated value each by itself, of holders each
+    further subject, of events the other one. Their facts are the puzzle's, those asked for first."""
+    found: list[Puzzle] = []
+    alone = puzzle.facts[: puzzle.asked] if puzzle.asked == 1 else ()
+    if puzzle.task == "two_hop":
+        for holds, of in zip(puzzle.facts[2::2], puzzle.facts[3::2]):
+            subject, fields = holds.parts[2], {**puzzle.fields, "subject": holds.parts[2]}
+            ask = {**puzzle.ask, "subjects": [subject]}
+            del ask["task"]
+            found.append(_puzzle(teller, "two_hop", _first(puzzle, (holds, of)), 2, ask, **fields))
+    elif puzzle.task == "counting":
+        others = tuple(fact for fact in puzzle.facts if fact.parts[1] != puzzle.ask["event"])
+        if others:
+            event = others[0].parts[1]
+            question = dict(teller.words.EVENTS)[event]
+            facts = _first(puzzle, others)
+            found.append(
+                _puzzle(teller, "counting", facts, len(others), {"event": event}, event=event, question=question)
+            )
+    else:
+        for fact in puzzle.facts:
+            if fact not in alone:
+                _, kind, subject, _ = fact.parts
+                ask = {"kind": kind, "subjects": [subject]}
+                found.append(_puzzle(teller, "single", _first(puzzle, (fact,)), 1, ask, kind=kind, subject=subject))
+    teller.rng.shuffle(found)
+    return found
+
+
+def _first(puzzle: Puzzle, facts: Sequence[Fact]) -> list[Fact]:
+    return [*facts, *(fact for fact in puzzle.facts if fact not in facts)]
+
+
 def _statements(t: Teller, kinds: Sequence[str], subjects: Sequence[str], values: Sequence[str]) -> list[Fact]:
     return [
         Fact(t.pick("STATEMENTS").format(kind=k, subject=s, value=v), ("is", k, s, v))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from bisect import bisect_right
 from collections import Counter as Tally
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -16,7 +16,7 @@ from lengthen.common.manifest import StageContext, StageResult
 from lengthen.common.seeds import named_random
 from lengthen.recipe.stages.questions import QuestionsStage
 from lengthen.synthesize.documents import open_library
-from lengthen.synthesize.facts import Fact, Puzzle, Teller, draw_puzzle, planted_answer, recompute
+from lengthen.synthesize.facts import Fact, Puzzle, Teller, draw_puzzle, further_puzzles, planted_answer, recompute
 from lengthen.synthesize.lengths import decile_of, log_uniform
 from lengthen.synthesize.query import Redraw
 from lengthen.synthesize.texts import Library, Stretch
@@ -121,30 +121,53 @@ def _attempt(
     puzzle = draw_puzzle(teller, task, rng.randint(settings.min_facts, settings.max_facts))
     draft = _draft(settings, counter, library, teller, puzzle, target, decile)
     in_order = [fact for _, fact in draft.placed]
+    puzzles = [puzzle]
+    if settings.turns > 1:
+        puzzles += further_puzzles(teller, puzzle)[: rng.randint(1, settings.turns) - 1]
+    turns = [_turn(settings, teller, puzzle, in_order) for puzzle in puzzles]
+    units, total = _fit(counter, draft, turns, target)
+    text = draft.context(units)
+    _unambiguous(puzzle, text)
+    if any(recompute(text, draft.language, turn.puzzle.ask) != turn.values for turn in turns):
+        raise Redraw("check_disagreed")
+    place = dict(zip((fact for _, fact in draft.placed), draft.places(units)))
+    said = [turn.said(lambda fact: draft.ends[place[fact]] / draft.ends[units]) for turn in turns]
+    if said[0]["decile"] != decile:
+        raise Redraw("depth_moved")
+    meta = {
+        "split": settings.split, "language": draft.language, "documents": list(draft.stretch.ids), "target": target,
+        "tokens": total, "question_first": draft.question_first, "turns": said,
+        "redrawn": dict(sorted(redrawn.items())),
+    }  # fmt: skip
+    messages = _messages(draft, units, turns)
+    return {"id": f"questions-{settings.split}-{index:06d}", "messages": messages, "source": "questions", "meta": meta}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question in words and its answer in words. values: the answer as the program knows it."""
+
+    puzzle: Puzzle
+    values: tuple[str, ...]
+    question: str
+    answer: str
+
+    def said(self, depth_of: Callable[[Fact], float]) -> dict[str, Any]:
+        """What a reader of the file finds of it. decile: of the first fact that is asked for."""
+        depths = [depth_of(fact) for fact in self.puzzle.facts]
+        return {
+            "task": self.puzzle.task, "query": self.puzzle.ask, "answer": list(self.values), "ordered": True,
+            "facts": len(self.puzzle.facts), "depths": [round(depth, 4) for depth in depths],
+            "decile": min(9, int(10 * depths[0])),
+        }  # fmt: skip
+
+
+def _turn(settings: QuestionsStage, teller: Teller, puzzle: Puzzle, in_order: Sequence[Fact]) -> Turn:
     values = planted_answer(puzzle, in_order)
     answer = _answer(settings, teller, puzzle, in_order, values)
     instruct = teller.pick("WORKED") if settings.answers == "worked" else ""
     question = (f"{puzzle.question} {instruct}" if teller.language == "en" else puzzle.question + instruct).strip()
-    units, total = _fit(counter, draft, question, answer, target)
-    messages = _messages(draft, units, question, answer)
-    text = draft.context(units)
-    _unambiguous(puzzle, text)
-    if recompute(text, draft.language, puzzle.ask) != values:
-        raise Redraw("check_disagreed")
-    place = dict(zip((fact for _, fact in draft.placed), draft.places(units)))
-    depths = [draft.ends[place[fact]] / draft.ends[units] for fact in puzzle.facts]
-    turn = {
-        "task": task, "query": puzzle.ask, "answer": list(values), "ordered": True, "facts": len(puzzle.facts),
-        "depths": [round(depth, 4) for depth in depths], "decile": min(9, int(10 * depths[0])),
-    }  # fmt: skip
-    if turn["decile"] != decile:
-        raise Redraw("depth_moved")
-    meta = {
-        "split": settings.split, "language": draft.language, "documents": list(draft.stretch.ids), "target": target,
-        "tokens": total, "question_first": draft.question_first, "turns": [turn],
-        "redrawn": dict(sorted(redrawn.items())),
-    }  # fmt: skip
-    return {"id": f"questions-{settings.split}-{index:06d}", "messages": messages, "source": "questions", "meta": meta}
+    return Turn(puzzle, values, question, answer)
 
 
 def _draft(
@@ -181,24 +204,29 @@ def _answer(
     return "\n".join(lines)
 
 
-def _messages(draft: Draft, units: int, question: str, answer: str) -> list[Message]:
-    context = draft.context(units)
-    asked = f"{question}\n\n{context}" if draft.question_first else f"{context}\n\n{question}"
-    return [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+def _messages(draft: Draft, units: int, turns: Sequence[Turn]) -> list[Message]:
+    context, messages = draft.context(units), list[Message]()
+    for turn in turns:
+        asked = turn.question
+        if not messages:
+            asked = f"{asked}\n\n{context}" if draft.question_first else f"{context}\n\n{asked}"
+        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": turn.answer}]
+    return messages
 
 
-def _fit(counter: Counter, draft: Draft, question: str, answer: str, target: int) -> tuple[int, int]:
+def _fit(counter: Counter, draft: Draft, turns: Sequence[Turn], target: int) -> tuple[int, int]:
     """(units, tokens): as many sentences as leave the whole conversation within the target."""
     facts = " ".join(draft.stretch.comment + fact.text for _, fact in draft.placed)
-    fixed = [{"role": "user", "content": f"{draft.introduction}{facts}\n\n{question}"}]
-    overhead = counter.conversation([*fixed, {"role": "assistant", "content": answer}])
+    first, *others = _messages(draft, 0, turns)
+    fixed = {"role": "user", "content": f"{draft.introduction}{facts}\n\n{turns[0].question}"}
+    overhead = counter.conversation([{**first, **fixed}, *others])
     for _ in range(8):
         units = bisect_right(draft.ends, target - overhead) - 1
         if units < _FEWEST_UNITS:
             raise Redraw("length_below_facts")
         if units >= len(draft.stretch.units):
             raise Redraw("stretch_too_short")
-        total = counter.conversation(_messages(draft, units, question, answer))
+        total = counter.conversation(_messages(draft, units, turns))
         if total <= target < total + draft.ends[units + 1] - draft.ends[units]:
             return units, total
         overhead = total - draft.ends[units]

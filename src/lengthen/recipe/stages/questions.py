@@ -39,6 +39,13 @@ class QuestionsStage(StageSettings):
         min_length=1,
         description="Kinds of question; drawn with equal chances.",
     )
+    turns: int = Field(
+        default=1,
+        ge=1,
+        le=32,
+        description="Most questions about one document; 1 to this many are drawn, fewer where the facts answer no "
+        "more. Further questions are about facts that the first one leaves open, as turns.",
+    )
     min_facts: int = Field(default=1, ge=1, le=32, description="Fewest planted facts (a task may need more).")
     max_facts: int = Field(default=6, ge=1, le=32, description="Most planted facts; those not asked are distractors.")
     min_digits: int = Field(
