@@ -177,6 +177,14 @@ def test_a_source_that_runs_dry_is_told_or_stops(tmp_path, model):
     assert not second["dry"] and second["passes"] > 2 and abs(second["share"] - 0.5) < 0.005
 
 
+def test_a_budget_below_every_document_says_so(tmp_path, model):
+    (tmp_path / "long.jsonl").write_text(json.dumps({"text": "A sentence that goes on. " * 200}) + "\n")
+    sources = [{"kind": "jsonl", "name": "a", "share": 1.0, "paths": str(tmp_path / "long.jsonl")}]
+    with pytest.raises(LengthenError, match="No row can be made") as refused:
+        run(stage(model, sources, tokens=100), tmp_path / "out")
+    assert "beyond_budget: 1 documents" in str(refused.value) and "raise tokens" in str(refused.value)
+
+
 def test_no_row_holds_a_repeated_document_twice(tmp_path, model):
     rows = [{"text": f"{n} crates of rope"} for n in range(20)]
     source = {"kind": "jsonl", "paths": str(write_jsonl(tmp_path / "in.jsonl", rows)), "repeat": 2.5}

@@ -1,25 +1,15 @@
-"""Every packaged recipe loads, names the sources of its numbers and can be planned; ProLong runs in miniature."""
+"""Every packaged recipe loads, names the sources of its numbers and can be planned."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
-import numpy as np
 import pytest
-import yaml
 
 from lengthen.commands import plan_text, show_text
-from lengthen.common.files import read_json
-from lengthen.data.mds import write_mds
-from lengthen.data.shards import Row
 from lengthen.recipe.base import ModelFacts
 from lengthen.recipe.load import load_recipe, preset_names
 from lengthen.recipe.rope import extend
 from lengthen.recipe.stages.train import TrainStage
-from lengthen.runner import run_recipe
 from lengthen.train.estimate import estimate, parse_devices
-from tests.conftest import make_model
 from tests.recipe.conftest import config_only
 
 
@@ -77,49 +67,3 @@ def test_ultra_long_rows_fit_somewhere(eight_billion):
     assert isinstance(train, TrainStage)
     found = estimate(train, ModelFacts.read(eight_billion), parse_devices("64xH100-80GB"))
     assert found.fits and found.sequence_parallel >= 2
-
-
-def _mds(folder: Path, rng: np.random.Generator, lengths: list[int], *, masked: bool = False) -> str:
-    rows = []
-    for n in lengths:
-        ids = rng.integers(5, 400, size=n).astype(np.int32)
-        mask = (rng.random(n) < 0.5).astype(np.uint8) if masked else None
-        rows.append(Row(ids, np.array([n], np.int32), "isolated", ("x",), mask))
-    write_mds(folder, rows)
-    return str(folder)
-
-
-def test_prolong_in_miniature(tmp_path):
-    """The preset's own stages in its own order, two steps each, 512 for 64K and 1,024 for 512K, on MDS folders."""
-    make_model(tmp_path / "model", window=256)
-    rng = np.random.default_rng(0)
-    stages: list[dict] = []
-    for number, stage in enumerate(load_recipe("prolong").model_dump()["stages"]):
-        name = stage["name"]
-        if stage["kind"] == "prepare":
-            last, row = name == "chats", 1024 if name == "mix-512k" else 512
-            sources = []
-            for source in stage["sources"]:
-                whole = 1024 if source["name"].endswith("-512k") else 512
-                lengths = [whole] * 6 if (source["share"] or 0) > 0.1 else [120] * 12
-                path = _mds(tmp_path / f"mds-{number}-{source['name']}", rng, lengths, masked=last)
-                sources.append({**{k: source[k] for k in ("kind", "name", "share")}, "paths": [path]})
-            stages.append({"name": name, "row_length": row, "tokens": None if last else 8192, "sources": sources})
-        elif stage["kind"] == "train":
-            length = {"train-64k": 512, "train-512k": 1024, "sft": 1024}[name]
-            stages.append({"name": name, "length": length, "steps": 2, "batch_rows": 2, "save_every": 1,
-                           "sequence_parallel": 1, "dtype": "float32"})  # fmt: skip
-    recipe = {"extends": "prolong", "name": "miniature", "model": str(tmp_path / "model"), "stages": stages}
-    for stage in stages:
-        for source in stage.get("sources", []):
-            if source["share"] is None:
-                del source["share"]
-    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
-    run = run_recipe(load_recipe(str(tmp_path / "r.yaml")), tmp_path / "run", say=lambda _: None)
-    for name, base in (("train-64k", 8e6), ("train-512k", 1.28e8), ("sft", 1.28e8)):
-        lines = (run / "stages" / name / "metrics.jsonl").read_text().splitlines()
-        assert len(lines) == 2 and all(np.isfinite(json.loads(line)["loss"]) for line in lines)
-        assert read_json(run / "stages" / name / "model/config.json")["rope_parameters"]["rope_theta"] == base
-    assert (run / "report.html").exists()
-    shares = read_json(run / "stages/mix-64k/manifest.json")["counts"]
-    assert shares["rows"] >= 12

@@ -164,7 +164,9 @@ def _refuse_dry(settings: PrepareStage, planned: Planned) -> None:
         raise LengthenError(
             "No row can be made: nothing that was read fits the packing.",
             why=", ".join(f"{rule}: {row['items']:,} documents" for rule, row in planned.drops.by_rule.items()),
-            fix="lower row_length or piece_length, or use packing best_fit",
+            fix="raise tokens, which no single document fits into"
+            if set(planned.drops.by_rule) == {"beyond_budget"}
+            else "lower row_length or piece_length, or use packing best_fit",
         )
 
 
