@@ -2,7 +2,8 @@
 results/benchmarks/selflengthen.json.
 
 2,000 instructions go through instruct, respond and extend against a scripted HTTP endpoint in another process that is
-slow (two seconds an answer on average), limits, breaks, drops and hangs some requests. The loop is killed three times
+slow (two seconds an answer on average; `--answer-seconds 16` is nearer to what a server that writes thousands of words
+takes), limits, breaks, drops and hangs some requests. The loop is killed three times
 at random moments. Counted: what was lost, what was asked again after its answer had been stored, and how busy the
 endpoint was kept, which its own log tells. The comparison is the same loop with the steps one after the other, each
 waiting for all of the one before it (as the original's scripts do), on an equal endpoint without kills.
@@ -28,23 +29,25 @@ from typing import Any
 from benchmarks.common import ROOT, process_environment, row, store
 
 IN_FLIGHT = 256
-FAULTS = ("--latency", "1.6", "--limited", "0.02", "--broken", "0.02", "--dropped", "0.01", "--hanging", "0.002",
+ANSWER_SECONDS = 2.0
+FAULTS = ("--limited", "0.02", "--broken", "0.02", "--dropped", "0.01", "--hanging", "0.002",
           "--hang-seconds", "20")  # fmt: skip
 FAULT_NAMES = ("limited", "broken", "dropped", "hanging")
 KILLS = 3
 PROGRESS_SECONDS = 30.0
 
 
-def measured(count: int) -> dict[str, Any]:
+def measured(count: int, seconds: float = ANSWER_SECONDS) -> dict[str, Any]:
     """The row: ours with kills, the stepwise loop without."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = _tokenizer_model(folder / "model")
-        ours = measure(folder / "flow", model, count, kills=KILLS, steps=False)
-        theirs = measure(folder / "steps", model, count, kills=0, steps=True)
+        ours = measure(folder / "flow", model, count, seconds, kills=KILLS, steps=False)
+        theirs = measure(folder / "steps", model, count, seconds, kills=0, steps=True)
     return row(
-        "selflengthen-busy",
-        f"{count:,} instructions: instruct, respond, extend at an endpoint with faults, {IN_FLIGHT} in flight; "
+        "selflengthen-busy" if seconds == ANSWER_SECONDS else f"selflengthen-busy-{seconds:g}s",
+        f"{count:,} instructions: instruct, respond, extend at an endpoint with faults, {IN_FLIGHT} in flight, "
+        f"{seconds:g} s an answer; "
         f"{ours['requests']:,} requests, {ours['kills']} kills",
         "the same steps one after the other, each waiting for all of the one before",
         [ours["busy"]], [theirs["busy"]], "share of the endpoint's places in use", better="higher",
@@ -52,11 +55,13 @@ def measured(count: int) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def measure(folder: Path, model: Path, count: int, *, kills: int, steps: bool) -> dict[str, Any]:
+def measure(folder: Path, model: Path, count: int, seconds: float, *, kills: int, steps: bool) -> dict[str, Any]:
     """One whole run of the three steps. busy: mean share of places in use at the server while the loop ran."""
     folder.mkdir()
     log = folder / "server.jsonl"
-    server = _start(["tests.selflengthen.server", "--log", str(log), *FAULTS], stdout=subprocess.PIPE)
+    # The server draws from half to twice its latency: on average a quarter more.
+    slow = ("--latency", str(seconds / 1.25))
+    server = _start(["tests.selflengthen.server", "--log", str(log), *slow, *FAULTS], stdout=subprocess.PIPE)
     assert server.stdout is not None
     url = server.stdout.readline().decode().strip()
     run = folder / "run"
@@ -179,9 +184,10 @@ def _start(module: list[str], stdout: int) -> subprocess.Popen:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("instructions", nargs="?", type=int, default=2000, help="instructions of the loop")
+    parser.add_argument("--answer-seconds", type=float, default=ANSWER_SECONDS, help="mean time of an answer")
     parser.add_argument("--out", type=Path, help="file of the row (default: results/benchmarks/selflengthen.json)")
     given = parser.parse_args(arguments)
-    store("selflengthen", [measured(given.instructions)], given.out)
+    store("selflengthen", [measured(given.instructions, given.answer_seconds)], given.out)
     return 0
 
 

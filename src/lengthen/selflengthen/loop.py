@@ -10,6 +10,7 @@ import json
 import os
 import statistics
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -188,9 +189,12 @@ def _work(settings: SelfLengthenStage, store: Store, seed: int) -> Work:
     window = settings.window or model_facts(settings.model).window
     words = wordings(list(settings.languages), settings.prompts)
     _same_settings(settings, store, seed)
-    return Work(
-        settings, store, words, seed, window, lambda text: len(tokenizer.encode(text, add_special_tokens=False))
-    )
+
+    @lru_cache(maxsize=2048)  # a text is counted when it is asked about, extended and chosen
+    def count(text: str) -> int:
+        return len(tokenizer.encode(text, add_special_tokens=False))
+
+    return Work(settings, store, words, seed, window, count)
 
 
 def _same_settings(settings: SelfLengthenStage, store: Store, seed: int) -> None:
