@@ -3,10 +3,10 @@ results/benchmarks/selflengthen.json.
 
 2,000 instructions go through instruct, respond and extend against a scripted HTTP endpoint in another process that is
 slow (two seconds an answer on average; `--answer-seconds 16` is nearer to what a server that writes thousands of words
-takes), limits, breaks, drops and hangs some requests. The loop is killed three times
-at random moments. Counted: what was lost, what was asked again after its answer had been stored, and how busy the
-endpoint was kept, which its own log tells. The comparison is the same loop with the steps one after the other, each
-waiting for all of the one before it (as the original's scripts do), on an equal endpoint without kills.
+takes), limits, breaks, drops and hangs some requests. The loop is killed three times at random moments. Counted: what
+was lost, what was asked again after its answer had been stored, and how busy the endpoint was kept, which its own log
+tells. The comparison is the same loop with the steps one after the other, each waiting for all of the one before it (as
+the original's scripts do), on an equal endpoint without kills.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ from benchmarks.common import ROOT, process_environment, row, store
 
 IN_FLIGHT = 256
 ANSWER_SECONDS = 2.0
-FAULTS = ("--limited", "0.02", "--broken", "0.02", "--dropped", "0.01", "--hanging", "0.002",
-          "--hang-seconds", "20")  # fmt: skip
+FAULTS = ("--limited", "0.02", "--broken", "0.02", "--dropped", "0.01", "--hanging", "0.002")
 FAULT_NAMES = ("limited", "broken", "dropped", "hanging")
 KILLS = 3
 PROGRESS_SECONDS = 30.0
@@ -60,12 +59,12 @@ def measure(folder: Path, model: Path, count: int, seconds: float, *, kills: int
     folder.mkdir()
     log = folder / "server.jsonl"
     # The server draws from half to twice its latency: on average a quarter more.
-    slow = ("--latency", str(seconds / 1.25))
+    slow = ("--latency", str(seconds / 1.25), "--hang-seconds", str(10 * seconds))
     server = _start(["tests.selflengthen.server", "--log", str(log), *slow, *FAULTS], stdout=subprocess.PIPE)
     assert server.stdout is not None
     url = server.stdout.readline().decode().strip()
     run = folder / "run"
-    command = ["tests.selflengthen.run_phases", str(run), url, str(model), str(count), str(IN_FLIGHT)]
+    command = ["tests.selflengthen.run_phases", str(run), url, str(model), str(count), str(IN_FLIGHT), str(3 * seconds)]
     command += ["steps"] * steps
     draws, spans, stored = random.Random(1), [], []
     progress = Progress(folder.name, run)

@@ -127,7 +127,8 @@ def _cell(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return "-"
     interval = f"{row['low']:.0%}-{row['high']:.0%}; " if row.get("low") is not None else ""
-    return f"**{row['score']:.0%}** ({interval}n {row['n']})"
+    texts = row.get("contexts") or 0
+    return f"**{row['score']:.0%}** ({interval}n {row['n']}{f' on {texts} texts' if 0 < texts < row['n'] else ''})"
 
 
 def _size(tokens: int) -> str:

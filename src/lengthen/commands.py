@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -19,6 +19,11 @@ from lengthen.common.progress import clock
 from lengthen.recipe.base import ModelFacts, StageSettings, size_text
 from lengthen.recipe.load import PRESETS, apply_change, preset_names
 from lengthen.recipe.schema import Recipe, build_recipe, json_schema
+from lengthen.recipe.stages.merge import MergeStage
+
+if TYPE_CHECKING:
+    from lengthen.recipe.stages.train import TrainStage
+    from lengthen.train.devices import Devices
 
 
 def run_and_tell(recipe: Recipe, folder: Path, redo: Sequence[str], command: str) -> None:
@@ -76,11 +81,16 @@ def dry_run_text(recipe: Recipe, folder: Path, redo: Sequence[str] = ()) -> str:
         seconds = sum(plan.cost for plan in remaining)
         lines.append(f"{len(remaining)} of {len(plans)} stages remain, roughly {clock(seconds)} on two cores "
                      f"for the embedded model{_slower()}.")  # fmt: skip
-        if _facts(recipe) is not None:
-            lines.append(
-                f"\nWhat training costs here (--devices for others: lengthen plan):\n{plan_text(recipe, None)}"
-            )
+        lines.append(f"\nWhat training costs here (--devices for others: lengthen plan):\n{_prices(recipe)}")
     return "\n".join(lines)
+
+
+def _prices(recipe: Recipe) -> str:
+    """`plan_text` here, or why there is none: a dry run also shows what cannot be priced."""
+    try:
+        return plan_text(recipe, None)
+    except LengthenError as error:
+        return f"not known. {error}"
 
 
 def _slower() -> str:
@@ -162,20 +172,38 @@ def compare(runs: Sequence[Path], out: Path) -> str:
 
 
 def plan_text(recipe: Recipe, devices: str | None) -> str:
-    """Cost of every train stage of a recipe on the given devices."""
-    from lengthen.models import model_facts
+    """Cost of every train stage of a recipe on the given devices, each for the model that it starts from; a sentence
+    where the training would be refused."""
     from lengthen.recipe.stages.train import TrainStage
-    from lengthen.train.estimate import estimate, parse_devices, render, row_length_in
+    from lengthen.train.estimate import parse_devices
 
-    facts, on = model_facts(recipe.model), parse_devices(devices)
-    parts = [
-        render(estimate(stage, facts, on, row_length_in(recipe, stage)))
-        for stage in recipe.stages
-        if isinstance(stage, TrainStage)
-    ]
-    if not parts:
+    trainings = [stage for stage in recipe.stages if isinstance(stage, TrainStage)]
+    if not trainings:
         return f"'{recipe.name}' has no train stage; nothing to price."
-    return "\n\n".join(parts)
+    on = parse_devices(devices)
+    return "\n\n".join(_price(recipe, stage, on) for stage in trainings)
+
+
+def _price(recipe: Recipe, stage: TrainStage, on: Devices) -> str:
+    from lengthen.models import model_facts
+    from lengthen.train.estimate import estimate, render, row_length_in
+
+    facts = model_facts(_start_model(recipe, stage.model))
+    try:
+        return render(estimate(stage, facts, on, row_length_in(recipe, stage)))
+    except LengthenError as error:
+        return f"{stage.name} on {on.title}: would be refused. {error}"
+
+
+def _start_model(recipe: Recipe, name: str) -> str:
+    """The model at the beginning of a chain of stages: each of them has its architecture."""
+    while name.startswith("@"):
+        stage = recipe.stage(name[1:].split("/", 1)[0])
+        if isinstance(stage, MergeStage):
+            name = stage.config_from or stage.checkpoints or stage.models[0]
+        else:
+            name = getattr(stage, "model", recipe.model)
+    return name
 
 
 def presets_text() -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import shutil
 
 import pytest
 
-from lengthen.common.files import read_json, read_json_lines
+from lengthen.common.errors import LengthenError
+from lengthen.common.files import read_json, read_json_lines, write_json
 from lengthen.common.manifest import StageContext
-from lengthen.evaluate.run import evaluate
+from lengthen.evaluate.run import evaluate, make_plan
 from lengthen.recipe.stages.evaluate import EvaluateStage
 from lengthen.report.collect import read_arm
 from lengthen.report.story import outcomes
@@ -67,7 +69,8 @@ def test_trouble_is_counted_and_asked_again_never_scored(trouble, model_folder, 
     assert (row["n"], row["errors"], row["score"]) == (5, 0, 1.0)
     found = outcomes(read_arm("x", ctx.folder))
     assert (found.answers, found.empty, found.errors) == (5, 0, 0), "an error that was overcome is none"
-    assert len(list(read_json_lines(ctx.folder / "predictions.jsonl"))) == 6
+    answered = [r["id"] for r in read_json_lines(ctx.folder / "predictions.jsonl") if r["finish_reason"] != "error"]
+    assert len(answered) == len(set(answered)) == 5
 
 
 def test_an_empty_answer_is_an_answer_and_counted_apart(model_folder, prose, tmp_path):
@@ -85,3 +88,23 @@ def test_an_empty_answer_is_an_answer_and_counted_apart(model_folder, prose, tmp
     assert (row["n"], row["errors"], row["empty"]) == (5, 0, 1) and row["score"] == pytest.approx(0.8)
     found = outcomes(read_arm("x", ctx.folder))
     assert (found.answers, found.empty, found.errors) == (5, 1, 0)
+
+
+def test_a_length_beyond_the_window_of_the_tokenizers_config_is_noted_or_refused(model_folder, prose, tmp_path):
+    asked = settings("http://127.0.0.1:9/v1", model_folder, prose).model_copy(update={"lengths": [512, 1024]})
+    plan = make_plan(asked, StageContext(tmp_path / "a"))
+    (note,) = plan.notes
+    assert note.startswith("1K: beyond the model's window of 512 tokens (by the config beside the tokenizer")
+    with pytest.raises(LengthenError, match="1K: beyond the model's window of 512 tokens"):
+        make_plan(asked.model_copy(update={"beyond_window": "refuse"}), StageContext(tmp_path / "b"))
+
+
+def test_a_window_that_is_not_known_is_said(model_folder, prose, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(model_folder, bare)
+    config = read_json(bare / "config.json")
+    del config["max_position_embeddings"]
+    write_json(bare / "config.json", config)
+    plan = make_plan(settings("http://127.0.0.1:9/v1", bare, prose), StageContext(tmp_path / "a"))
+    (note,) = plan.notes
+    assert "window is not known" in note

@@ -22,6 +22,7 @@ from lengthen.evaluate.helmet.data import (
 from lengthen.evaluate.helmet.prompts import cut
 from lengthen.evaluate.helmet.tasks import LENGTHS, OMITTED, TASKS, category_metrics
 from lengthen.evaluate.judge import Verdict
+from lengthen.evaluate.scorers import citation_scores
 from lengthen.evaluate.suites import Scored
 from tests.conftest import make_tokenizer
 from tests.evaluate.helpers import WORDS, job, story
@@ -147,6 +148,62 @@ def test_citations(tokenizer, tmp_path, endpoint):  # noqa: F811
     asked = len(server.asked)
     suite.summary(this, scored)
     assert len(server.asked) == asked, "no pair is judged twice"
+
+
+def test_an_unreadable_judgement_is_left_out_and_never_counts_against_the_model(tokenizer, tmp_path, endpoint):  # noqa: F811
+    rows = [
+        {"question": f"Who {q}?", "docs": passages(40, gold=0, seed=q), "qa_pairs": [{"short_answers": [f"Answer{q}"]}]}
+        for q in range(3)
+    ]
+
+    def reply(text, times):
+        return "{ broken" if "Answer1" in text else '{"supported": 1}'
+
+    server = endpoint(reply)
+    options = {"data": {"alce_asqa": write(tmp_path / "asqa.jsonl", rows)}, "judge": server.name}
+    suite, this = job("helmet", tokenizer, tmp_path, options=options)
+    scored = [
+        Scored(s, f"It was {s.refs[0]} for sure [1].", 1.0, "stop")
+        for s in suite.make(this, "alce_asqa", 8192, range(3))
+    ]
+    found = {row["task"]: row for row in suite.summary(this, scored)}
+    for name in ("recall", "precision"):
+        assert found[f"alce_asqa:citation {name}"]["value"] == 1.0 and found[f"alce_asqa:citation {name}"]["n"] == 2
+    assert found["alce_asqa:unreadable judgements"]["value"] == 1
+
+    nothing = endpoint(lambda text, times: "I cannot say.")
+    options |= {"judge": nothing.name}
+    suite, this = job("helmet", tokenizer, tmp_path, options=options)
+    (row,) = suite.summary(this, scored)
+    assert row["task"] == "alce_asqa:unreadable judgements" and row["value"] == 3, "no mean over nothing"
+
+
+def test_the_judge_is_asked_about_all_sentences_at_once_and_only_what_is_open(tokenizer, tmp_path, endpoint):  # noqa: F811
+    rounds: list[int] = []
+
+    def checks(pairs):
+        rounds.append(len(pairs))
+        return {pair: "cats" in pair[0] for pair in pairs}
+
+    docs = [{"title": "A", "text": "cats"}, {"title": "B", "text": "dogs"}, {"title": "C", "text": "cats too"}]
+    answers = [
+        (f"Q{i}?", f"Number {i} is about cats [1][2][3]. Number {i} is about dogs [2]. No source.", docs)
+        for i in range(4)
+    ]
+    found = judging.citations("alce_asqa", answers, checks)
+    # One round for what is cited together, then each passage alone, and the others together where it does not do.
+    assert rounds == [8, 4, 4, 4, 4]
+    assert (
+        found.recall == pytest.approx(1 / 3) and found.precision == 2 / 4 and (found.answers, found.left_out) == (4, 0)
+    )
+    plain = [
+        citation_scores(
+            judging.statements("alce_asqa", q, output), [f"Title: {d['title']}\n{d['text']}" for d in docs],
+            lambda passage, claim: "cats" in passage,
+        )
+        for q, output, docs in answers
+    ]  # fmt: skip
+    assert plain == [(found.recall, found.precision)] * 4
 
 
 def test_list_answers(tokenizer, tmp_path):
@@ -302,3 +359,8 @@ def test_missing_data_says_what_to_give(tokenizer, tmp_path):
     _, odd = job("helmet", tokenizer, tmp_path, options={"data": {"nqq": file}})
     with pytest.raises(LengthenError, match="names no task"):
         suite.parameters(odd, "nq")
+
+
+def test_a_checker_that_is_no_model_is_named(tmp_path):
+    with pytest.raises(LengthenError, match="the option nli names no sequence-to-sequence model"):
+        judging.ModelChecks(str(tmp_path))

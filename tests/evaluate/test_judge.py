@@ -25,16 +25,20 @@ class Judge:
 
     def __init__(self, reply):
         self.asked: list[str] = []
+        self.keys: list[str | None] = []
+        self.lists = 0
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
+                outer.lists += 1
                 self.answer({"object": "list", "data": [{"id": "judge", "object": "model"}]})
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 text = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
                 outer.asked.append(text)
+                outer.keys.append(self.headers["Authorization"])
                 content = reply(text, sum(t == text for t in outer.asked))
                 usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
                 choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}
@@ -144,3 +148,17 @@ def test_judgements_are_kept(endpoint, tmp_path):
     assert {row["prompt_sha256"] for row in rows} == {LONGEN.sha256} and rows[0]["raw"]
     judged(this, server.name, LONGEN, {"a": {"query": "q", "response": "good but changed"}})
     assert len(server.asked) == asked + 1, "another text is another question"
+
+
+def test_a_judge_is_opened_once_and_gets_the_stages_endpoint_settings(endpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "secret")
+    server = endpoint(lambda text, times: json.dumps(SEVEN))
+    settings = {"key": "JUDGE_KEY", "concurrency": 3, "seconds": 7.0, "api": "completions"}
+    _, this = job("longform", make_tokenizer(tmp_path / "t"), tmp_path, endpoint=settings)
+    for i in range(4):
+        judged(this, server.name, LONGEN, {f"{i}": {"query": "q", "response": f"text {i}"}})
+    assert server.lists == 1 and len(server.asked) == 4
+    assert set(server.keys) == {"Bearer secret"}
+    options = this.judges.get(server.name, this.settings).options
+    assert (options.concurrency, options.seconds, options.api) == (3, 7.0, "auto"), "a judge is asked in plain chats"
+    this.judges.close()

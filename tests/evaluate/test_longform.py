@@ -7,9 +7,13 @@ import json
 import pytest
 
 from lengthen.common.errors import LengthenError
+from lengthen.common.files import read_json
+from lengthen.common.manifest import StageContext, StageResult
 from lengthen.evaluate.longform.prompts import WritingPrompt, load_prompts
 from lengthen.evaluate.longform.scores import length_score, measure_text
+from lengthen.evaluate.run import evaluate
 from lengthen.evaluate.suites import Scored
+from lengthen.recipe.stages.evaluate import EvaluateStage
 from tests.conftest import make_tokenizer
 from tests.evaluate.helpers import job, story
 from tests.evaluate.test_judge import endpoint  # noqa: F401
@@ -128,3 +132,23 @@ def test_rows_of_no_schema_are_named(tmp_path):
         load_prompts(str(path))
     with pytest.raises(LengthenError, match="no writing prompts"):
         load_prompts("longenn")
+
+
+def test_a_whole_evaluation_notes_what_the_judge_left_open(files, model_folder, tmp_path, endpoint):  # noqa: F811
+    writer = endpoint(lambda text, times: "The sea is wide and grey.")
+    server = endpoint(lambda text, times: "unreadable")
+
+    def result(judge: str) -> StageResult:
+        suite = {"suite": "longform", "tasks": ["prompts"], "options": {"prompts": files["prompts"], "judge": judge}}
+        settings = EvaluateStage.model_validate({
+            "model": writer.name, "tokenizer": str(model_folder), "suites": [suite], "samples": 1,
+            "endpoint": {"retries": 0},
+        })  # fmt: skip
+        return evaluate(settings, StageContext(tmp_path / "stage"))
+
+    (note,) = result(server.name).notes
+    assert note.startswith("longform prompts: 1 of 1 texts have no readable judgement")
+    (note,) = result("http://127.0.0.1:9/v1#away").notes
+    assert note.startswith("longform prompts: further measures could not be made: ")
+    (row,) = read_json(tmp_path / "stage" / "scores.json")["rows"]
+    assert row["n"] == 1, "the answers' own score stays"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from lengthen.common.files import read_json, read_json_lines
 from lengthen.common.manifest import StageContext
 from lengthen.evaluate.haystack import haystack
 from lengthen.evaluate.needle import KINDS, spread
+from lengthen.evaluate.predict import NOT_ASKED_NOW, PREDICTIONS
 from lengthen.evaluate.prompts import Prompts
 from lengthen.evaluate.run import evaluate, make_plan
 from lengthen.models import load_tokenizer
@@ -120,16 +122,53 @@ def test_questions_over_one_text_share_it_to_the_question(model, prose_folder, t
     assert depths == sorted(spread(i) for i in range(12))
 
 
-def test_one_question_over_a_text_is_the_plain_needle(model, prose_folder, tmp_path):
-    plain = samples_of(stage(model, prose_folder), tmp_path / "plain")
-    suites = [{"suite": "needle", "options": {"questions": 1}}]
-    assert samples_of(stage(model, prose_folder, suites=suites), tmp_path / "one") == plain
-    assert all(s.share is None for s in plain)
+def test_one_question_over_a_text_asks_what_it_always_asked(model, prose_folder, tmp_path):
+    """Samples of an older version: the same bytes, so that its answers can be compared with new ones."""
+    suites = [{"suite": "needle", "tasks": sorted(KINDS)}]
+    samples = samples_of(stage(model, prose_folder, suites=suites, lengths=[1024], samples=3), tmp_path)
+    said = json.dumps([[s.id, s.user, s.prefix, s.refs, s.depth, s.share] for s in samples])
+    assert len(samples) == 12
+    assert sha256(said.encode()).hexdigest() == "9ff07a0d661c8e4b0c0f07f992407a36b89e58bdf9d815346250d197d7b9afbb"
+
+
+def test_questions_over_a_text_that_cannot_be(model, prose_folder, tmp_path):
+    suites = [{"suite": "needle", "options": {"questions": 4}}]
+    with pytest.raises(LengthenError, match="same_haystack and questions: 4 exclude each other"):
+        samples_of(stage(model, prose_folder, suites=suites, same_haystack=True), tmp_path / "same")
     settings = stage(
         model, prose_folder, suites=[{"suite": "needle", "options": {"questions": 20}}], lengths=[256], samples=1
     )
     (note,) = make_plan(settings, StageContext(tmp_path / "many")).notes
     assert "256 tokens are too few" in note
+
+
+def test_given_depths_are_taken_in_turn_by_question(model, prose_folder, tmp_path):
+    suites = [{"suite": "needle", "options": {"questions": 4}}]
+    settings = stage(model, prose_folder, suites=suites, lengths=["2k"], samples=3, depths=[0, 50, 100])
+    assert [s.depth for s in samples_of(settings, tmp_path)] == [0, 0.5, 1.0] * 4
+
+
+def test_answers_to_what_is_not_asked_now_wait_in_a_file_of_their_own(model, prose_folder, tmp_path):
+    """Other options, fewer texts, and back: the file of answers is what the scores tell, and nothing is asked twice."""
+    ctx = StageContext(tmp_path)
+
+    def run(questions: int, texts: int) -> tuple[int, set[str]]:
+        suites = [{"suite": "needle", "options": {"questions": questions}}]
+        settings = stage(model, prose_folder, suites=suites, lengths=[512], samples=texts)
+        before = {row["seconds"] for name in files for row in read_json_lines(tmp_path / name)}
+        evaluate(settings, ctx)
+        rows = list(read_json_lines(tmp_path / PREDICTIONS))
+        assert len(rows) == read_json(tmp_path / "scores.json")["rows"][0]["n"] == questions * texts
+        return len([row for row in rows if row["seconds"] not in before]), {row["id"] for row in rows}
+
+    files = (PREDICTIONS, NOT_ASKED_NOW)
+    new, one = run(1, 3)
+    assert new == 3 and not (tmp_path / NOT_ASKED_NOW).exists()
+    new, four = run(4, 2)
+    assert new == 8 and not one & four
+    assert {row["id"] for row in read_json_lines(tmp_path / NOT_ASKED_NOW)} == one
+    assert run(4, 1)[0] == 0 and run(1, 3) == (0, one) and run(4, 2) == (0, four)
+    assert len(list(read_json_lines(tmp_path / NOT_ASKED_NOW))) == 3
 
 
 def test_samples_do_not_depend_on_arm_stage_or_number(model, prose_folder, tmp_path):

@@ -14,6 +14,7 @@ from lengthen.evaluate.perplexity import (
     long_dependent,
     loss_by_position,
     near_losses,
+    over_documents,
 )
 from lengthen.evaluate.positions import PerplexityOptions, held_out
 from tests.evaluate.helpers import job, story
@@ -59,6 +60,22 @@ def test_buckets_hold_every_token_once():
         assert mean == pytest.approx(np.mean([p for p in range(max(begin, 1), end)]))
 
 
+def test_intervals_are_drawn_over_documents():
+    rng = np.random.default_rng(1)
+    covered, one = 0, {}
+    for trial in range(60):
+        # Tokens of a document fall together: its level varies, its tokens hardly do.
+        levels = rng.normal(3.0, 0.5, 12)
+        parts = [level + rng.normal(0, 0.01, int(rng.integers(50, 150))) for level in levels]
+        one = over_documents(parts, seed=trial)
+        covered += one["low"] <= 3.0 <= one["high"]
+    assert covered >= 48, "95% in the limit; a little less with 12 documents"
+    assert one["high"] - one["low"] > 0.3, "as wide as 12 documents are, not as 1,200 tokens"
+    assert over_documents([np.ones(9)] * 5) == {}, "too few documents for a bootstrap"
+    assert over_documents([np.ones(9)] * 5 + [np.ones(0)] * 4) == {}, "documents without such a token do not count"
+    assert over_documents([np.ones(9)] * 6) == {"low": 1.0, "high": 1.0}
+
+
 def test_short_documents_have_no_far_context():
     found = far_context([document_loss(seen_before, list(range(20)), 16)])
     assert found.tokens == 0 and np.isnan(found.gain)
@@ -72,10 +89,10 @@ def test_rows_equal_a_plain_model_and_survive_a_restart(tmp_path, model_folder):
 
     folder = tmp_path / "texts"
     folder.mkdir()
-    for i in range(3):
+    for i in range(7):
         (folder / f"{i}.txt").write_text(story(60, i))
     engine = LocalEngine(model_folder, dtype="float32")
-    options = {"documents": str(folder), "count": 2, "near": 64}
+    options = {"documents": str(folder), "count": 6, "near": 64}
     suite, this = job("perplexity", engine.tokenizer, tmp_path, options=options, lengths=[400], model=str(model_folder))
     rows = dict(suite.run(this, engine, frozenset()))
     documents = held_out(this.options, engine.tokenizer, 400)
@@ -87,8 +104,9 @@ def test_rows_equal_a_plain_model_and_survive_a_restart(tmp_path, model_folder):
             logits_TV = plain(ids_1T).logits[0, :-1]
         losses.append(torch.nn.functional.cross_entropy(logits_TV, ids_1T[0, 1:], reduction="none").numpy())
     assert rows["perplexity/400/loss"]["value"] == pytest.approx(float(np.concatenate(losses).mean()), abs=2e-3)
-    assert rows["perplexity/400/loss"]["n"] == 2 and "perplexity/400/gain" in rows
-    assert len(list((tmp_path / "losses").iterdir())) == 2
+    assert rows["perplexity/400/loss"]["n"] == 6 and "perplexity/400/gain" in rows
+    assert all(row["low"] <= row["value"] <= row["high"] for key, row in rows.items() if "dependent" not in key)
+    assert len(list((tmp_path / "losses").iterdir())) == 6
     engine.reader.losses = None  # nothing may be measured again
     again = dict(suite.run(this, engine, frozenset({"perplexity/400/loss"})))
     assert again == {key: row for key, row in rows.items() if key != "perplexity/400/loss"}

@@ -12,10 +12,12 @@ import pytest
 from lengthen.common.errors import LengthenError
 from lengthen.evaluate.fit import TooShort
 from lengthen.evaluate.ruler import effective as e
+from lengthen.evaluate.ruler.lexicon import all_words
 from lengthen.evaluate.ruler.niah import Essay
 from lengthen.evaluate.ruler.qa import load_questions
 from lengthen.evaluate.ruler.suite import SUITE, maker
 from lengthen.evaluate.ruler.templates import TASKS
+from lengthen.evaluate.ruler.words import word_supply, words_needed
 from tests.conftest import make_tokenizer
 from tests.evaluate.helpers import honest, job, joined_tokenizer, story
 
@@ -312,3 +314,13 @@ def test_weighted_averages_of_published_models():
 
 def test_default_tasks_need_no_data():
     assert SUITE.default is not None and len(SUITE.default) == 11 and len(SUITE.tasks) == 13
+
+
+def test_common_words_beyond_the_list_are_noted(tokenizer, tmp_path, essays):
+    suite, this = job("ruler", tokenizer, tmp_path, haystack=str(essays))
+    assert suite.notes(this, "cwe", 65536, []) == [] and suite.notes(this, "fwe", 1 << 20, []) == []
+    (note,) = suite.notes(this, "cwe", 1 << 20, [])
+    assert note.startswith("ruler cwe at 1M: the list of ") and note.endswith(" entries are word pairs")
+    assert int(note.split()[-5].replace(",", "")) == sum("-" in w for w in word_supply(words_needed(1 << 20))) - sum(
+        "-" in w for w in all_words()
+    )

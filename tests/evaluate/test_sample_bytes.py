@@ -76,3 +76,16 @@ def test_a_few_of_many_distinct_numbers():
     values = np.random.default_rng(0).integers(0, 2**63, 5000).astype("<u8")
     for k in (0, 1, 7, 1200):
         assert first_of(values, k).tolist() == np.argsort(values, kind="stable")[:k].tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["niah_single_1", "vt", "cwe"])
+def test_samples_of_two_million_tokens_can_be_made(task, tmp_path):
+    length = 2 << 20
+    suite, this = job("ruler", whole_words(), tmp_path, "off")
+    (sample,) = suite.make(this, task, length, range(1))
+    assert this.prompts.count(sample.user, sample.prefix) == sample.tokens
+    assert 0.98 * length <= sample.tokens + sample.new_tokens <= length
+    assert suite.score(sample, " ".join(sample.refs)) == 1.0
+    assert all(ref in sample.user for ref in sample.refs)
+    assert bool(suite.notes(this, task, length, [sample])) == (task == "cwe")

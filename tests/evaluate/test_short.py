@@ -87,6 +87,16 @@ def test_divergence_is_zero_from_itself_and_by_its_definition(engine, tmp_path):
     assert torch.allclose(losses_T, engine.loss_by_token(ids), atol=1e-4)
 
 
+def test_a_loss_has_an_interval_over_its_texts(engine, tmp_path):
+    _, this = job("short", engine.tokenizer, tmp_path)
+    texts = [measure._plain(engine, f"The harbour wakes before town {i}. Boats come in.") for i in range(8)]
+    row = measure._loss(this, engine, "prose", texts)
+    losses = [engine.loss_by_token(ids) for ids, _ in texts]
+    assert row["tokens"] == sum(map(len, losses)) and row["n"] == 8
+    assert row["value"] == pytest.approx(float(sum(map(sum, losses))) / row["tokens"], abs=1e-4)
+    assert row["low"] < row["value"] < row["high"]
+
+
 def test_instructions_are_asked_once(engine, tmp_path):
     suite, this = job("short", engine.tokenizer, tmp_path, tasks=["instructions"], model="unused")
     ((key, row),) = suite.run(this, engine, frozenset())

@@ -32,6 +32,25 @@ def test_full_marks_are_not_certainty():
     assert interval([0.0] * 5, list("abcde")).high == pytest.approx(0.5218, abs=1e-4)  # 0 of 5
 
 
+def test_few_contexts_are_never_narrower_than_they_allow():
+    """Five texts of four questions: equal shares are no certainty, and a miss never makes an interval narrower."""
+    texts = [f"c{i // 4}" for i in range(20)]
+    alike = interval([1.0, 1.0, 1.0, 0.0] * 5, texts)
+    assert alike.low == pytest.approx(0.75 * 0.4782, abs=1e-3) and alike.high == pytest.approx(0.8804, abs=1e-3)
+    perfect, missed = interval([1.0] * 20, texts), interval([1.0] * 19 + [0.0], texts)
+    assert perfect.low == pytest.approx(0.4782, abs=1e-3) and missed.low < perfect.low
+    two = interval([1.0] * 7 + [0.0], texts[:8])
+    assert two.low < interval([1.0] * 8, texts[:8]).low < 0.2
+
+
+@pytest.mark.parametrize("texts, sure", [(2, False), (5, False), (6, True)])
+def test_a_difference_needs_six_contexts(texts, sure):
+    for gains in ([1.0] * 4 * texts, [1.0] * (4 * texts - 1) + [0.0]):
+        ids = [str(i) for i in range(4 * texts)]
+        found = paired(dict.fromkeys(ids, 0.0), dict(zip(ids, gains)), {i: f"c{int(i) // 4}" for i in ids})
+        assert found is not None and found.contexts == texts and found.sure is sure
+
+
 def test_the_bootstrap_covers_the_truth():
     generator = np.random.default_rng(0)
     held = 0

@@ -99,7 +99,7 @@ def test_the_grid_is_the_plans(path):
     found = {s.suite: (s.samples, s.options.get("questions", 1), s.options.get("count")) for s in grid.suites}
     assert grid.lengths == [4096, 16384]
     assert found == {
-        "needle": (5, 4, None), "own": (6, 4, None), "ruler": ({4096: 10, 16384: 6}, 1, None),
+        "needle": (6, 4, None), "own": (6, 4, None), "ruler": ({4096: 10, 16384: 6}, 1, None),
         "perplexity": (None, 1, 8), "short": (None, 1, None),
     }  # fmt: skip
 

@@ -1,5 +1,5 @@
 """Instructions, answers and extensions of one macro-iteration against an endpoint, in a process that may be killed:
-`python -m tests.selflengthen.run_phases FOLDER URL MODEL COUNT IN_FLIGHT [steps]`. With `steps` each step waits
+`python -m tests.selflengthen.run_phases FOLDER URL MODEL COUNT IN_FLIGHT SECONDS [steps]`. With `steps` each step waits
 for all of the one before it, for comparison."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lengthen.selflengthen.serve import Serving
 from lengthen.selflengthen.store import Store
 
 
-def settings_for(url: str, model: str, count: int, in_flight: int) -> SelfLengthenStage:
+def settings_for(url: str, model: str, count: int, in_flight: int, seconds: float = 6.0) -> SelfLengthenStage:
     return SelfLengthenStage.model_validate(
         {
             "name": "loop", "model": model, "window": 65536,
@@ -24,7 +24,8 @@ def settings_for(url: str, model: str, count: int, in_flight: int) -> SelfLength
             "respond": {"samples": 1, "tries": 6},
             "extend": {"tries": 3, "rounds": 2},
             "sampling": {"max_new_tokens": 8192},
-            "serve": {"endpoint": url, "in_flight": in_flight, "base_seconds": 6.0, "slowest_tokens_per_second": 8192},
+            "serve": {"endpoint": url, "in_flight": in_flight, "base_seconds": seconds,
+                      "slowest_tokens_per_second": 8192},
         }
     )  # fmt: skip
 
@@ -36,8 +37,8 @@ def step_by_step(crew: Crew, instructions: Instructions) -> None:
     crew.run(Extensions(crew.work, 1, responses), 0, ("extender",), "extensions", len(instructions))
 
 
-def main(folder: Path, url: str, model: str, count: int, in_flight: int, steps: bool) -> None:
-    settings = settings_for(url, model, count, in_flight)
+def main(folder: Path, url: str, model: str, count: int, in_flight: int, seconds: float, steps: bool) -> None:
+    settings = settings_for(url, model, count, in_flight, seconds)
     folder.mkdir(parents=True, exist_ok=True)
     store = Store(folder / STATE)
     serving = Serving(settings, folder)
@@ -55,4 +56,5 @@ def main(folder: Path, url: str, model: str, count: int, in_flight: int, steps: 
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]), "steps" in sys.argv)
+    given = sys.argv
+    main(Path(given[1]), given[2], given[3], int(given[4]), int(given[5]), float(given[6]), "steps" in given)

@@ -50,7 +50,7 @@ def lines(log: Path, event: str) -> list[dict]:
 def start(folder: Path, url: str, model: Path, count: int, in_flight: int) -> subprocess.Popen:
     command = [sys.executable, "-m", "tests.selflengthen.run_phases", str(folder), url, str(model)]
     return subprocess.Popen(
-        [*command, str(count), str(in_flight)], cwd=ROOT, env=ALONE, stdout=subprocess.DEVNULL,
+        [*command, str(count), str(in_flight), "6"], cwd=ROOT, env=ALONE, stdout=subprocess.DEVNULL,
         stderr=open(folder.parent / f"{folder.name}.err", "ab"),
     )  # fmt: skip
 

@@ -99,6 +99,10 @@ def test_further_turns_ask_what_the_first_left_open(counter, prose, seed, index,
         assert all(subject in question["content"] for subject in turn["query"].get("subjects", []))
         assert turn["facts"] == len(turn["depths"]) == len(read_facts(context, language))
     assert meta["turns"][0]["task"] == task
+    if task != "counting":  # numbers of events are small and may be equal
+        answers = [answer["content"] for answer in messages[1::2]]
+        for number, turn in enumerate(meta["turns"][1:], 1):
+            assert not any(value in earlier for value in turn["answer"] for earlier in answers[:number])
 
 
 def test_turns_are_drawn_up_to_the_most_and_to_what_the_facts_allow(counter, prose):

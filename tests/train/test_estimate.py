@@ -6,13 +6,16 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from benchmarks.estimate import LLAMA_8B, QWEN3_4B, ROOT, rows, table
 
+from lengthen.commands import dry_run_text, plan_text
 from lengthen.common.errors import LengthenError
 from lengthen.recipe.base import ModelFacts
+from lengthen.recipe.load import load_recipe
 from lengthen.recipe.stages.train import TrainStage
 from lengthen.train.devices import Devices, DeviceType, parse_devices
 from lengthen.train.estimate import ModelSize, estimate, flops_per_token, render
@@ -110,6 +113,62 @@ def test_unknown_devices_are_refused(text):
 def test_parallelism_must_divide_the_devices():
     with pytest.raises(LengthenError, match="does not divide 4 devices"):
         estimate(stage(length="64k", sequence_parallel=3), facts(), parse_devices("4xH100"))
+
+
+@pytest.mark.parametrize(
+    "change", [{"micro_batch": 2}, {"sequence_parallel": 4}, {"micro_batch": 2, "sequence_parallel": 2}]
+)
+@pytest.mark.parametrize("length", [1024, 2048, 4096, 8192])
+def test_recomputes_where_the_run_does(change, length):
+    """The memory is that of the same stage with the run's decision written out."""
+    open_, on = stage(length=length, **change), parse_devices("4xH100")
+    found = estimate(open_, facts(), on)
+    assert found.recompute == (length * open_.micro_batch > 4096)
+    assert found.memory == estimate(stage(length=length, checkpointing=found.recompute, **change), facts(), on).memory
+    other = estimate(stage(length=length, checkpointing=not found.recompute, **change), facts(), on)
+    assert (found.memory["activations"] < other.memory["activations"]) == found.recompute
+
+
+def test_heads_that_cannot_be_shared_out_are_refused():
+    with pytest.raises(LengthenError, match="sequence_parallel 3 does not fit a model with 32 query and 8") as caught:
+        estimate(stage(length="64k", sequence_parallel=3), facts(), parse_devices("6xH100"))
+    assert caught.value.fix == "use sequence_parallel 2, 4, 8, 16, 32, or 1"
+
+
+CHAIN = """
+name: chain
+model: {big}
+stages:
+  - {{kind: train, name: own, model: {small}, rows: [r], length: 2k, steps: 10, batch_rows: 4}}
+  - {{kind: train, name: next, model: "@own", rows: [r], length: 2k, steps: 10, batch_rows: 4}}
+  - {{kind: merge, name: both, models: ["@own", "@next"]}}
+  - {{kind: train, name: last, model: "@both", rows: [r], length: 2k, steps: 10, batch_rows: 4}}
+  - {{kind: train, name: other, rows: [r], length: 2k, steps: 10, batch_rows: 4, sequence_parallel: 3}}
+"""
+
+
+def test_each_stage_is_priced_for_the_model_that_it_starts_from(tmp_path, model_folder):
+    (tmp_path / "big").mkdir()
+    (tmp_path / "big" / "config.json").write_text(json.dumps(LLAMA_8B))
+    (tmp_path / "big" / "tokenizer.json").write_text("{}")
+    (tmp_path / "chain.yaml").write_text(CHAIN.format(big=tmp_path / "big", small=model_folder))
+    recipe = load_recipe(str(tmp_path / "chain.yaml"))
+    parts = dict(zip(("own", "next", "last", "other"), plan_text(recipe, "3xH100").split("\n\n"), strict=True))
+    small = estimate(recipe.stage("own"), ModelFacts.read(model_folder), parse_devices("3xH100"))  # type: ignore[arg-type]
+    for name in ("own", "next", "last"):
+        assert parts[name] == render(replace(small, stage=name))
+    assert "other on 3 x H100-80GB: would be refused. sequence_parallel 3 does not fit" in parts["other"]
+    assert "use sequence_parallel 2, 4" in parts["other"] and "GiB" not in parts["other"]
+    assert "would be refused. sequence_parallel 3 does not divide 1 devices" in dry_run_text(recipe, tmp_path / "run")
+
+
+def test_a_model_that_is_not_there_leaves_the_dry_run_without_prices(tmp_path, model_folder):
+    (tmp_path / "chain.yaml").write_text(CHAIN.format(big=model_folder, small=tmp_path / "gone"))
+    recipe = load_recipe(str(tmp_path / "chain.yaml"))
+    with pytest.raises(LengthenError, match="gone"):
+        plan_text(recipe, "3xH100")
+    text = dry_run_text(recipe, tmp_path / "run")
+    assert "5 of 5 stages remain" in text and "not known. model '" in text
 
 
 @pytest.mark.slow

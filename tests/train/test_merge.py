@@ -75,6 +75,22 @@ def test_last_checkpoints_of_a_run(tmp_path, trained):
         merge(MergeStage(checkpoints=str(trained), last=4), StageContext(folder=tmp_path / "more"))
 
 
+def test_adapters_of_checkpoints_are_refused(tmp_path, model_folder):
+    settings = TrainStage.model_validate(
+        {"name": "t", "model": str(model_folder), "rows": str(ordinary_rows(tmp_path / "rows")), "steps": 2,
+         "batch_rows": 2, "dtype": "float32", "save_every": 1, "keep_after": 2, "lora": {"rank": 2}}
+    )  # fmt: skip
+    train(settings, StageContext(folder=tmp_path / "out", seed=1))
+    with pytest.raises(LengthenError, match=r"(?s)hold adapters.*merge finished models"):
+        merge(MergeStage(checkpoints=str(tmp_path / "out"), last=2), StageContext(folder=tmp_path / "merged"))
+    assert not (tmp_path / "merged" / "model").exists()
+
+
+def test_last_without_checkpoints_is_refused():
+    with pytest.raises(ValueError, match="last has no effect with models"):
+        MergeStage(models=["a", "b"], last=4)
+
+
 def test_other_architecture_is_refused(tmp_path, model_folder):
     from tests.conftest import make_model
 

@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from lengthen.common.errors import LengthenError
@@ -131,8 +132,24 @@ def test_checkpoint_of_another_run_is_refused(tmp_path, model_folder):
     with pytest.raises(LengthenError, match="another run: lr was"):
         train(TrainStage.model_validate({**settings, "lr": 1e-4}), context)
     other = ordinary_rows(tmp_path / "other", seed=9)
-    with pytest.raises(LengthenError, match="another run: rows"):
+    with pytest.raises(LengthenError, match="another run: row"):
         train(TrainStage.model_validate({**settings, "rows": [str(other)]}), context)
+    with pytest.raises(LengthenError, match=r"another run: row_content was [^(]*$"):
+        train(TrainStage.model_validate({**settings, "rows": [str(same_shape(rows, tmp_path / "shape"))]}), context)
+    # A checkpoint from before rows were compared by content goes on.
+    (checkpoint,) = checkpoints(tmp_path / "out" / "checkpoints")
+    seal = json.loads((checkpoint / SEAL).read_text())
+    now = {**seal["identity"], "row_content": "other"}
+    del seal["identity"]["row_content"]
+    (checkpoint / SEAL).write_text(json.dumps(seal))
+    assert last_checkpoint(checkpoint.parent, now) == checkpoint
+
+
+def same_shape(rows: Path, folder: Path) -> Path:
+    """The same rows with one token changed."""
+    table = [row for shard in sorted((rows / "rows").glob("*.parquet")) for row in pq.read_table(shard).to_pylist()]
+    table[5]["input_ids"][3] ^= 1
+    return write_rows(folder, table)
 
 
 def test_optimizer_state_is_carried_and_checked(tmp_path, model_folder):

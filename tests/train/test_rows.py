@@ -54,6 +54,28 @@ def test_other_tokenizer_is_refused(tmp_path, model_folder):
             check_tokenizer([str(folder)], tokenizer)
 
 
+def test_rows_of_equal_shape_have_another_content(tmp_path, monkeypatch):
+    rng = random.Random(3)
+    rows = [make_row(rng, [4, 6], 300, masked=0.5) for _ in range(1000)]
+
+    def content(name: str, **late) -> str:
+        changed = [*rows[:700], {**rows[700], **late}, *rows[701:]]
+        found = open_training_rows([str(write_rows(tmp_path / name, changed))])
+        assert found.sha256 == same.sha256
+        return found.content_sha256
+
+    same = open_training_rows([str(write_rows(tmp_path / "same", rows))])
+    found = [content("again"), content("ids", input_ids=list(range(10))), content("mask", loss_mask=[1] * 9 + [0]),
+             content("units", unit_lens=[5, 5])]  # fmt: skip
+    assert found[0] == same.content_sha256 and len(set(found)) == 4
+    # Of a large set a part is read: 100 rows of 1,000, the first and the last among them.
+    monkeypatch.setattr(rows_module, "HASHED_TOKENS", 1000)
+    part = same.content_sha256
+    assert part != found[0] and content("again") == part
+    rows[-1] = {**rows[-1], "input_ids": list(range(10))}
+    assert content("last") != part
+
+
 def many(tmp_path, **late):
     """3,000 rows of 10 tokens; the row 2,345 is changed by `late`."""
     rng = random.Random(1)

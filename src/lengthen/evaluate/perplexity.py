@@ -8,6 +8,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from lengthen.evaluate.statistics import FEW, LEVEL, RESAMPLES
+
 LossByToken = Callable[[Sequence[int]], "np.ndarray"]
 """ids -> loss of each token but the first, in nats: len(ids) - 1 numbers; entry t is the loss of ids[t + 1]."""
 
@@ -39,12 +41,29 @@ def loss_by_position(losses: Sequence[np.ndarray], length: int) -> list[tuple[in
     rows = []
     borders = edges(length)
     for begin, end in pairwise(borders):
-        # Entry t holds the loss of position t + 1.
-        parts = [loss[max(0, begin - 1) : end - 1] for loss in losses]
-        joined = np.concatenate(parts)
+        joined = np.concatenate(bucket(losses, begin, end))
         if len(joined):
             rows.append((begin, end, float(joined.mean()), len(joined)))
     return rows
+
+
+def bucket(losses: Sequence[np.ndarray], begin: int, end: int) -> list[np.ndarray]:
+    """Of each document, the losses of the positions begin to end. (Entry t holds the loss of position t + 1.)"""
+    return [loss[max(0, begin - 1) : end - 1] for loss in losses]
+
+
+def over_documents(parts: Sequence[np.ndarray], seed: int = 0) -> dict[str, float]:
+    """`low` and `high` of a mean over all tokens: 95%, bootstrapped over documents, since tokens of one document fall
+    together. Empty below `FEW` documents, over which a bootstrap is too narrow (losses have no bounds to fall back on).
+    """
+    parts = [part for part in parts if len(part)]
+    if len(parts) < FEW:
+        return {}
+    sums_D, tokens_D = np.array([part.sum() for part in parts]), np.array([len(part) for part in parts])
+    draws_RD = np.random.default_rng(seed).integers(0, len(parts), (RESAMPLES, len(parts)))
+    tail = 100 * (1 - LEVEL) / 2
+    low, high = np.percentile(sums_D[draws_RD].sum(1) / tokens_D[draws_RD].sum(1), [tail, 100 - tail])
+    return {"low": round(float(low), 5), "high": round(float(high), 5)}
 
 
 def near_losses(loss_by_token: LossByToken, ids: Sequence[int], near: int = NEAR) -> np.ndarray:

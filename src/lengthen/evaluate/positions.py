@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,15 @@ from lengthen.evaluate.perplexity import (
     KNOWN,
     NEAR,
     DocumentLoss,
+    bucket,
     document_loss,
     far_context,
     long_dependent,
     loss_by_position,
+    over_documents,
 )
 from lengthen.evaluate.suites import Job, Measure, Row
+from lengthen.generate import is_endpoint
 from lengthen.generate.engine import Engine
 from lengthen.recipe.base import Settings, Size, size_text
 
@@ -52,11 +56,6 @@ class PerplexityOptions(Settings):
 
 def run(job: Job, engine: Engine, done: frozenset[str]) -> Iterator[tuple[str, Row]]:
     """Rows of each length; a document that is measured already is read from the stage's folder."""
-    if not hasattr(engine, "loss_by_token"):
-        raise LengthenError(
-            "Perplexity needs the model in this process; an endpoint gives no token losses.",
-            fix="name the model's folder, or leave the suite out",
-        )
     for length in job.lengths:
         rows = None
         for key in _keys(length, job.options.near):
@@ -65,6 +64,31 @@ def run(job: Job, engine: Engine, done: frozenset[str]) -> Iterator[tuple[str, R
             rows = rows if rows is not None else _measure(job, engine, length)
             if key in rows:
                 yield key, rows[key]
+
+
+def check(job: Job) -> None:
+    """Refuse a model that gives no losses."""
+    if is_endpoint(job.settings.model):
+        raise LengthenError(
+            "Perplexity needs the model in this process; an endpoint gives no token losses.",
+            fix="name the model's folder, or leave the suite out and ask: needle, ruler, short's classify",
+        )
+
+
+def parts(job: Job) -> list[tuple[str, Job]]:
+    """One for each length, short ones first: a length that cannot be measured leaves the others."""
+    return [
+        (f"at {size_text(n)}", replace(job, choice=job.choice.model_copy(update={"lengths": [n]})))
+        for n in sorted(set(job.lengths))
+    ]
+
+
+def texts(job: Job) -> Iterator[str]:
+    """The documents as they are cut."""
+    tokenizer = job.prompts.tokenizer
+    for length in job.lengths:
+        for ids in held_out(job.options, tokenizer, length):
+            yield str(tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def _keys(length: int, near: int) -> list[str]:
@@ -87,22 +111,26 @@ def _measure(job: Job, engine: Any, length: int) -> dict[str, Row]:
     losses = [_kept(job, engine, ids, length) for ids in _progress(job, documents, length)]
     rows: dict[str, Row] = {}
 
-    def add(name: str, value: float, unit: str, tokens: int) -> None:
+    def add(name: str, value: float, unit: str, tokens: int, of: Sequence[np.ndarray]) -> None:
         if not math.isnan(value):
             rows[f"{NAME}/{length}/{name}"] = {
                 "suite": NAME, "task": name, "length": length, "value": round(value, 5), "unit": unit,
-                "n": len(losses), "tokens": tokens,
+                "n": len(losses), "tokens": tokens, **over_documents(of),
             }  # fmt: skip
 
-    add("loss", float(np.concatenate([d.far for d in losses]).mean()), "nats", sum(len(d.far) for d in losses))
-    for begin, end, value, tokens in loss_by_position([d.far for d in losses], length):
-        add(f"loss {begin}-{end}", value, "nats", tokens)
-    far = far_context(losses, [long_dependent(d, GAIN, KNOWN) for d in losses])
-    add("near", far.near_loss, "nats", far.tokens)
-    add("gain", far.gain, "nats", far.tokens)
-    add("dependent", far.dependent_loss, "nats", far.dependent)
+    whole = [d.far for d in losses]
+    add("loss", float(np.concatenate(whole).mean()), "nats", sum(map(len, whole)), whole)
+    for begin, end, value, tokens in loss_by_position(whole, length):
+        add(f"loss {begin}-{end}", value, "nats", tokens, bucket(whole, begin, end))
+    masks = [long_dependent(d, GAIN, KNOWN) for d in losses]
+    has_far = [~np.isnan(d.near) for d in losses]
+    far = far_context(losses, masks)
+    add("near", far.near_loss, "nats", far.tokens, [d.near[h] for d, h in zip(losses, has_far)])
+    add("gain", far.gain, "nats", far.tokens, [(d.near - d.far)[h] for d, h in zip(losses, has_far)])
+    add("dependent", far.dependent_loss, "nats", far.dependent, [d.far[m] for d, m in zip(losses, masks)])
     if far.tokens:
-        add("dependent share", far.dependent / far.tokens, "share", far.tokens)
+        shares = [m[h].astype(float) for m, h in zip(masks, has_far)]
+        add("dependent share", far.dependent / far.tokens, "share", far.tokens, shares)
     return rows
 
 
@@ -170,4 +198,7 @@ def _texts(options: PerplexityOptions) -> tuple[list[str], bool]:
     return [path.read_text(encoding="utf-8", errors="replace") for path in paths], join
 
 
-SUITE = Measure(NAME, run=run, options=PerplexityOptions)
+SUITE = Measure(
+    NAME, run=run, options=PerplexityOptions, counted="options.count sets the number of documents per length",
+    parts=parts, check=check, texts=texts,
+)  # fmt: skip

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lengthen.common.files import append_json_line, read_json_lines
+from lengthen.common.files import append_json_line, read_json_lines, write_atomic
 from lengthen.common.progress import Bar
 from lengthen.evaluate.prompts import Prompts
 from lengthen.evaluate.samples import Sample
@@ -16,6 +18,7 @@ from lengthen.evaluate.suites import Scored, Suite
 from lengthen.generate.engine import OUT_OF_MEMORY, Answer, Engine
 
 PREDICTIONS = "predictions.jsonl"
+NOT_ASKED_NOW = "predictions-not-asked-now.jsonl"
 _QUADRATIC = 8192
 _PER_NEW_TOKEN = 20
 CHARACTERS_SHOWN = 200
@@ -23,20 +26,52 @@ CHARACTERS_SHOWN = 200
 
 @dataclass
 class Predictions:
-    """The answers of an evaluation, by sample id; errors are kept apart and asked again by the next run."""
+    """The answers of an evaluation, by sample id; errors are kept apart and asked again by the next run.
+
+    others: answers to questions that are not asked now (fewer samples, other options), by id and question. They stand
+    in a file of their own, so that predictions.jsonl holds what the scores tell, and are found again when they are
+    asked for again.
+    """
 
     path: Path
     by_id: dict[str, dict[str, Any]] = field(default_factory=dict)
     errors: dict[str, dict[str, Any]] = field(default_factory=dict)
+    others: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path) -> Predictions:
         """Read what an interrupted attempt left; a line that a kill tore is cut off and its sample asked again."""
         found = cls(folder / PREDICTIONS)
+        found.others = {_key(row): row for row in read_json_lines(folder / NOT_ASKED_NOW, repair=True)}
         for row in read_json_lines(found.path, repair=True):
             if row["finish_reason"] != "error":
+                found._let_go(row["id"])
                 found.by_id[row["id"]] = row
         return found
+
+    def _let_go(self, sample_id: str) -> None:
+        row = self.by_id.pop(sample_id, None)
+        if row is not None:
+            self.others[_key(row)] = row
+
+    def settle(self, samples: Sequence[Sample]) -> None:
+        """Keep in predictions.jsonl the answers to these samples alone; the other answers go to the other file."""
+        before = {_key(row) for row in read_json_lines(self.path)}, {_key(r) for r in self._aside()}
+        self.open_samples(samples)
+        wanted = {sample.id for sample in samples}
+        for sample_id in [i for i in self.by_id if i not in wanted]:
+            self._let_go(sample_id)
+        if before == ({_key(row) for row in self.by_id.values()}, set(self.others)):
+            return
+        # Killed between two of these writes, each answer still stands in one of the files.
+        aside = self.path.with_name(NOT_ASKED_NOW)
+        rows = {**{_key(row): row for row in self._aside()}, **self.others}
+        write_atomic(aside, _lines(rows.values()))
+        write_atomic(self.path, _lines(self.by_id.values()))
+        write_atomic(aside, _lines(self.others.values()))
+
+    def _aside(self) -> list[dict[str, Any]]:
+        return list(read_json_lines(self.path.with_name(NOT_ASKED_NOW)))
 
     def add(self, sample: Sample, answer: Answer, score: float | None) -> None:
         row = {
@@ -53,11 +88,18 @@ class Predictions:
 
     def open_samples(self, samples: Sequence[Sample]) -> list[Sample]:
         """Those that have no answer yet. An answer to another question of the same id (a suite's options have changed
-        since) is let go of."""
+        since) does not count; one from before such a change does, when its question is asked again."""
         for sample in samples:
             row = self.by_id.get(sample.id)
-            if row is not None and "asked" in row and row["asked"] != asked(sample):
-                del self.by_id[sample.id]
+            if row is None and not self.others:
+                continue
+            question = asked(sample)
+            if row is not None and row.get("asked", question) != question:
+                self._let_go(sample.id)
+                row = None
+            again = self.others.pop((sample.id, question), None) if row is None else None
+            if again is not None:
+                self.by_id[sample.id] = again
         return [sample for sample in samples if sample.id not in self.by_id]
 
     def scored(self, suite: Suite, samples: Sequence[Sample]) -> list[Scored]:
@@ -71,26 +113,31 @@ class Predictions:
         return found
 
 
+def _key(row: Mapping[str, Any]) -> tuple[str, str]:
+    return row["id"], row.get("asked", "")
+
+
+def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
 def asked(sample: Sample) -> str:
     """Stands for all that the model is given: the question, the beginning of the answer, the room."""
     text = f"{sample.new_tokens}\0{sample.prefix}\0{sample.user}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def cost(sample: Sample) -> float:
-    """Work of a sample for the progress bar, in thousands of tokens of short text: the prompt grows with its square,
-    a written token costs about as much as reading twenty (SmolLM2-135M on two cores)."""
-    tokens = sample.tokens or sample.length or len(sample.user) // 4
-    return (tokens + tokens * tokens / _QUADRATIC + _PER_NEW_TOKEN * sample.new_tokens) / 1000
-
-
 def costs(samples: Sequence[Sample]) -> dict[str, float]:
-    """`cost` by id; samples that share a beginning pay it once, together."""
-    sharing: dict[str, int] = {}
+    """Work of each sample for the progress bar, by id, in thousands of tokens of short text: reading grows with the
+    square of the prompt and is shared by samples with a common beginning; a written token costs about as much as
+    reading twenty (SmolLM2-135M on two cores)."""
+    sharing = Counter(sample.share for sample in samples if sample.share is not None)
+    found = {}
     for sample in samples:
-        if sample.share is not None:
-            sharing[sample.share] = sharing.get(sample.share, 0) + 1
-    return {s.id: cost(s) / (sharing.get(s.share, 1) if s.share is not None else 1) for s in samples}
+        tokens = sample.tokens or sample.length or len(sample.user) // 4
+        reading = (tokens + tokens * tokens / _QUADRATIC) / (1 if sample.share is None else sharing[sample.share])
+        found[sample.id] = (reading + _PER_NEW_TOKEN * sample.new_tokens) / 1000
+    return found
 
 
 @dataclass

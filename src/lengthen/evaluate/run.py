@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,14 +10,18 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from lengthen.common.errors import LengthenError, nearest
-from lengthen.common.files import append_json_line, read_json_lines, write_atomic
+from lengthen.common.files import write_atomic
 from lengthen.common.manifest import StageContext, StageResult
+from lengthen.evaluate.haystack import REPEATS
+from lengthen.evaluate.judges import Judges, endpoint_options
+from lengthen.evaluate.measures import measured, prepare
 from lengthen.evaluate.ngrams import FOLDER, place_ngrams
 from lengthen.evaluate.predict import Predictions, ask, costs
 from lengthen.evaluate.prompts import Prompts
 from lengthen.evaluate.samples import Sample, SampleKey, cached_samples, place
 from lengthen.evaluate.suites import Job, Measure, Row, Suite, find
 from lengthen.evaluate.tables import cell_row, write_tables
+from lengthen.evaluate.verdicts import UNREADABLE
 from lengthen.generate import Engine, is_endpoint, open_engine
 from lengthen.models import load_tokenizer, model_facts, model_title
 from lengthen.recipe.base import ModelFacts, Settings, size_text
@@ -29,10 +31,7 @@ from lengthen.recipe.stages.evaluate import EvaluateStage, SuiteSettings, sample
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from lengthen.generate.wire import EndpointOptions
-
 FIRST_PROMPTS = "first_prompts"
-MEASURES = "measures.jsonl"
 
 
 @dataclass
@@ -49,7 +48,7 @@ class Cell:
 @dataclass
 class Plan:
     """All that will be asked and measured. window: positions of the model, native: those that it was first trained for
-    (0: not known)."""
+    (0: not known). Of a model behind an endpoint both stand in the config beside its tokenizer, where there is one."""
 
     arm: str
     title: str
@@ -60,6 +59,11 @@ class Plan:
     cells: list[Cell] = field(default_factory=list)
     measures: list[tuple[Job, Measure]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    judges: Judges = field(default_factory=Judges)
+
+    def note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
 
 
 def evaluate(settings: EvaluateStage, ctx: StageContext) -> StageResult:
@@ -72,6 +76,7 @@ def evaluate(settings: EvaluateStage, ctx: StageContext) -> StageResult:
     """
     plan = make_plan(settings, ctx)
     kept = Predictions.open(ctx.folder)
+    kept.settle([sample for cell in plan.cells for sample in cell.samples])
     open_cells = [cell for cell in plan.cells if kept.open_samples(cell.samples)]
     rows: list[Row] = []
     engine = _Opened(settings, plan)
@@ -81,9 +86,10 @@ def evaluate(settings: EvaluateStage, ctx: StageContext) -> StageResult:
         for cell in plan.cells:
             rows += _rows(cell, plan, kept)
         for job, measure in plan.measures:
-            rows += _measured(job, measure, plan, engine, ctx)
+            rows += [{"arm": plan.arm, **row} for row in measured(job, measure, engine.get, plan.notes)]
     finally:
         engine.close()
+        plan.judges.close()
     if not rows:
         raise LengthenError(
             "The evaluation has no result.",
@@ -108,11 +114,15 @@ def make_plan(settings: EvaluateStage, ctx: StageContext) -> Plan:
     title = model_title(settings.model.partition("#")[2] or settings.model)
     plan = Plan(settings.arm or title, title, prompts, extension, window, native)
     _check_window(settings, plan, sorted(set(lengths)))
-    for choice, found, tasks in chosen:
-        job = Job(settings, choice, prompts, _options(choice, found), found.tasks, ctx)
-        if isinstance(found, Measure):
-            plan.measures.append((job, found))
-        else:
+    jobs = [
+        Job(settings, choice, prompts, _options(choice, found), found.tasks, ctx, extension, plan.judges)
+        for choice, found, _ in chosen
+    ]
+    plan.measures = [(job, found) for job, (_, found, _) in zip(jobs, chosen) if isinstance(found, Measure)]
+    for job, measure in plan.measures:
+        prepare(job, measure)
+    for job, (_, found, tasks) in zip(jobs, chosen):
+        if isinstance(found, Suite):
             _add_cells(plan, job, found, tasks)
     return plan
 
@@ -135,9 +145,10 @@ def _tokenizer_name(settings: EvaluateStage) -> str:
 
 def _positions(settings: EvaluateStage, longest: int) -> tuple[Extension, int, int]:
     """The extension without training, the positions that the model then has, and those of its first training."""
-    facts = None if is_endpoint(settings.model) else model_facts(settings.model)
-    if facts is None:
-        return Extension(None, None), 0, 0
+    if is_endpoint(settings.model):
+        facts = model_facts(_tokenizer_name(settings))
+        return Extension(None, None), _present(facts), facts.window
+    facts = model_facts(settings.model)
     rope = settings.rope or RopeSettings(type="none")
     extension = Extension(None, None)
     if rope.type != "none":
@@ -150,10 +161,14 @@ def _present(facts: ModelFacts) -> int:
 
 
 def _check_window(settings: EvaluateStage, plan: Plan, lengths: Sequence[int]) -> None:
+    if not plan.window and lengths:
+        plan.note("the model's window is not known (no max_position_embeddings in its config): lengths are not checked")
     beyond = [n for n in lengths if plan.window and n > plan.window]
     if not beyond:
         return
     text = f"{', '.join(map(size_text, beyond))}: beyond the model's window of {size_text(plan.window)} tokens"
+    if is_endpoint(settings.model):
+        text += f" (by the config beside the tokenizer, {settings.tokenizer})"
     if settings.beyond_window == "refuse":
         raise LengthenError(
             f"lengths {text}.",
@@ -202,6 +217,8 @@ def _add_cells(plan: Plan, job: Job, found: Suite, tasks: Sequence[str]) -> None
             if job.settings.ngrams:
                 place_ngrams(samples, path, job.ctx.folder / FOLDER)
             _check_lengths(plan, found, samples)
+            for note in found.notes(job, task, length, samples):
+                plan.note(note)
             plan.cells.append(Cell(job, found, task, length, samples))
             _show_first(plan, samples, job.ctx.folder / FIRST_PROMPTS)
 
@@ -216,9 +233,7 @@ def _check_lengths(plan: Plan, found: Suite, samples: Sequence[Sample]) -> None:
                 fix="report this: a suite must make samples that fit",
             )
     if any(sample.meta.get("haystack_repeats") for sample in samples):
-        note = f"{found.name} at {size_text(samples[0].length)}: the haystack is shorter than the prompt and repeats"
-        if note not in plan.notes:
-            plan.notes.append(note)
+        plan.note(REPEATS.format(suite=found.name, length=size_text(samples[0].length)))
 
 
 def _show_first(plan: Plan, samples: Sequence[Sample], folder: Path) -> None:
@@ -249,21 +264,13 @@ class _Opened:
                 window=self.plan.extension.window,
                 tokenizer=s.tokenizer,
                 template_options=s.template_options,
-                endpoint=_endpoint_options(s),
+                endpoint=endpoint_options(s) if is_endpoint(s.model) else None,
             )
         return self._engine
 
     def close(self) -> None:
         if self._engine is not None:
             self._engine.close()
-
-
-def _endpoint_options(settings: EvaluateStage) -> EndpointOptions | None:
-    if not is_endpoint(settings.model):
-        return None
-    from lengthen.generate.wire import EndpointOptions
-
-    return EndpointOptions(**settings.endpoint.model_dump())
 
 
 def _ask_all(plan: Plan, kept: Predictions, opened: _Opened, ctx: StageContext) -> None:
@@ -304,27 +311,22 @@ def _rows(cell: Cell, plan: Plan, kept: Predictions) -> Iterator[Row]:
     if not scored:
         return
     row = {"arm": plan.arm, **cell_row(cell.suite.name, cell.task, cell.length, scored, len(errors))}
-    if plan.window and cell.length > plan.window:
-        row["beyond_window"] = plan.window
     yield row
-    if cell.suite.summary is not None:
-        for more in cell.suite.summary(cell.job, scored):
-            yield {"arm": plan.arm, "suite": cell.suite.name, "task": cell.task, "length": cell.length, **more}
-
-
-def _measured(job: Job, measure: Measure, plan: Plan, opened: _Opened, ctx: StageContext) -> Iterator[Row]:
-    """Rows of a measuring suite; finished ones are kept and not measured again."""
-    path = ctx.folder / MEASURES
-    # A number counts only for the options that it was measured with.
-    options = job.options.model_dump(mode="json") if isinstance(job.options, Settings) else job.options
-    asked = hashlib.sha256(json.dumps([options, job.settings.samples_seed], sort_keys=True).encode()).hexdigest()[:16]
-    rows = [r for r in read_json_lines(path, repair=True) if r["suite"] == measure.name and r.get("asked") == asked]
-    known = {r["key"]: r["row"] for r in rows}
-    for key, row in measure.run(job, opened.get(), frozenset(known)):
-        append_json_line(path, {"suite": measure.name, "key": key, "asked": asked, "row": row})
-        known[key] = row
-    for row in known.values():
-        yield {"arm": plan.arm, "suite": measure.name, **row}
+    if cell.suite.summary is None:
+        return
+    where = f"{cell.suite.name} {cell.task} {size_text(cell.length) if cell.length else ''}".rstrip()
+    try:
+        further = cell.suite.summary(cell.job, scored)
+    except LengthenError as error:
+        plan.notes.append(f"{where}: further measures could not be made: {error.what}")
+        return
+    for more in further:
+        if more["task"].endswith(f":{UNREADABLE}") and more["value"]:
+            plan.notes.append(
+                f"{where}: {more['value']} of {more['n']} texts have no readable judgement and are left out of the "
+                "judged means"
+            )
+        yield {"arm": plan.arm, "suite": cell.suite.name, "task": cell.task, "length": cell.length, **more}
 
 
 def _result(plan: Plan, kept: Predictions, rows: Sequence[Row]) -> StageResult:

@@ -6,7 +6,7 @@ import math
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 
 _CONTROL = re.compile(r"[\x00-\x1f]")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -128,6 +128,14 @@ def without_citations(sentence: str) -> str:
     return text.replace(" |", "").replace("]", "")
 
 
+Pair = tuple[str, str]
+"""(passage, claim)."""
+
+Support = Generator[Pair, bool, tuple[int, int]]
+"""Yields the pairs that decide about a sentence, one at a time, and is sent each verdict; gives (supported, citations
+that are needed)."""
+
+
 def citation_scores(sentences: Sequence[str], passages: Sequence[str], entails: Entails) -> tuple[float, float] | None:
     """(recall, precision) of the citations in an answer (ALCE, arXiv 2305.14627, section 4.3); None without sentences.
 
@@ -138,30 +146,46 @@ def citation_scores(sentences: Sequence[str], passages: Sequence[str], entails: 
     """
     if not sentences:
         return None
-    supported, needed, cited = 0, 0, 0
-    for sentence in sentences:
-        refs = [int(number) - 1 for number in _CITED.findall(sentence)]
-        if not refs or any(not 0 <= r < len(passages) for r in refs):
-            continue
-        refs = refs[:_AT_MOST_CITED]
-        claim = without_citations(sentence).strip()
-        cited += len(refs)
-        if not entails("\n".join(passages[r] for r in refs), claim):
-            continue
-        supported += 1
-        needed += _needed(refs, claim, passages, entails)
-    return supported / len(sentences), needed / cited if cited else 0.0
+    refs = [cited(sentence, len(passages)) for sentence in sentences]
+    found = [_driven(support(s, r, passages), entails) for s, r in zip(sentences, refs) if r]
+    return citation_means(len(sentences), sum(map(len, refs)), found)
 
 
-def _needed(refs: list[int], claim: str, passages: Sequence[str], entails: Entails) -> int:
+def citation_means(sentences: int, citations: int, found: Sequence[tuple[int, int]]) -> tuple[float, float]:
+    """(recall, precision) from the (supported, needed) of the sentences that cite."""
+    needed = sum(n for _, n in found)
+    return sum(s for s, _ in found) / sentences, needed / citations if citations else 0.0
+
+
+def cited(sentence: str, passages: int) -> list[int]:
+    """Passages that a sentence cites and that count; none if one of them does not exist."""
+    refs = [int(number) - 1 for number in _CITED.findall(sentence)]
+    return refs[:_AT_MOST_CITED] if all(0 <= r < passages for r in refs) else []
+
+
+def support(sentence: str, refs: Sequence[int], passages: Sequence[str]) -> Support:
+    """What `citation_scores` asks about one sentence. A later pair is asked only where an earlier verdict leaves it
+    open, so that many sentences can be asked about side by side, each pair once."""
+    claim = without_citations(sentence).strip()
+    if not (yield "\n".join(passages[r] for r in refs), claim):
+        return 0, 0
     if len(refs) == 1:
-        return 1
-    count = 0
+        return 1, 1
+    needed = 0
     for place, ref in enumerate(refs):
-        others = refs[:place] + refs[place + 1 :]
-        alone = entails(passages[ref], claim)
-        count += alone or not entails("\n".join(passages[r] for r in others), claim)
-    return count
+        others = [*refs[:place], *refs[place + 1 :]]
+        alone = yield passages[ref], claim
+        needed += alone or not (yield "\n".join(passages[r] for r in others), claim)
+    return 1, needed
+
+
+def _driven(asking: Support, entails: Entails) -> tuple[int, int]:
+    try:
+        pair = next(asking)
+        while True:
+            pair = asking.send(entails(*pair))
+    except StopIteration as done:
+        return done.value
 
 
 def answers_present(output: str, pairs: Sequence[References]) -> float:

@@ -9,6 +9,8 @@ import numpy as np
 
 RESAMPLES = 4000
 LEVEL = 0.95
+FEW = 6
+"""Fewer contexts than these never prove a difference; a bootstrap over them is narrower than they allow."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ class Interval:
 def interval(scores: Sequence[float], contexts: Sequence[str], seed: int = 0) -> Interval:
     """Mean of scores in 0..1; the interval is bootstrapped over contexts, since questions over one text fall together.
 
-    Where all scores are 0 (or all are 1) the bootstrap has nothing to draw from and would claim certainty; there the
-    exact binomial bound (Clopper and Pearson, 1934) over the contexts is given: 20 of 20 is 0.832 .. 1.
+    Where all contexts score alike the bootstrap has nothing to draw from and would claim certainty; there a bound over
+    the contexts is given (`_free`): 20 of 20 is 0.832 .. 1. Below `FEW` contexts the interval reaches at least as far.
     """
     if len(scores) != len(contexts):
         raise ValueError(f"{len(scores)} scores for {len(contexts)} contexts")
@@ -34,16 +36,8 @@ def interval(scores: Sequence[float], contexts: Sequence[str], seed: int = 0) ->
     n, groups = len(scores), len(sums_C)
     if n == 0:
         return Interval(float("nan"), float("nan"), float("nan"), 0, 0)
-    mean = float(sums_C.sum() / n)
-    tail = (1 - LEVEL) / 2
-    if min(scores) == max(scores) == 1.0:
-        return Interval(1.0, tail ** (1 / groups), 1.0, n, groups)
-    if min(scores) == max(scores) == 0.0:
-        return Interval(0.0, 0.0, 1 - tail ** (1 / groups), n, groups)
-    if groups == 1:
-        return Interval(mean, 0.0, 1.0, n, groups)
-    low, high = _percentiles(sums_C, counts_C, seed)
-    return Interval(mean, low, high, n, groups)
+    low, high = _bounds(sums_C, counts_C, 0.0, 1.0, seed)
+    return Interval(float(sums_C.sum() / n), low, high, n, groups)
 
 
 @dataclass(frozen=True)
@@ -79,11 +73,7 @@ def paired(
         return None
     gaps = [b[i] - a[i] for i in ids]
     sums_C, counts_C = _by_context(gaps, [contexts[i] for i in ids])
-    means_C = sums_C / counts_C
-    if np.ptp(means_C) < 1e-12:
-        low, high = _agreeing(float(means_C[0]), len(means_C))
-    else:
-        low, high = _percentiles(sums_C, counts_C, seed)
+    low, high = _bounds(sums_C, counts_C, -1.0, 1.0, seed)
     return Difference(
         float(np.mean(gaps)), low, high, len(ids), len(sums_C), sum(g > 0 for g in gaps), sum(g < 0 for g in gaps)
     )
@@ -98,15 +88,25 @@ def _by_context(values: Sequence[float], contexts: Sequence[str]) -> tuple[np.nd
     return sums, counts
 
 
-def _agreeing(gap: float, groups: int) -> tuple[float, float]:
-    """Interval where all contexts differ by the same gap, from which a bootstrap would draw nothing but the gap.
+def _bounds(sums_C: np.ndarray, counts_C: np.ndarray, least: float, most: float, seed: int) -> tuple[float, float]:
+    """95% interval of a mean of values in least..most."""
+    means_C = sums_C / counts_C
+    free = _free(float(means_C.min()), float(means_C.max()), len(means_C), least, most)
+    if np.ptp(means_C) < 1e-12:
+        return free
+    drawn = _percentiles(sums_C, counts_C, seed)
+    return drawn if len(means_C) >= FEW else (min(free[0], drawn[0]), max(free[1], drawn[1]))
 
-    With probability 1 - 0.025, at least a share t = 0.025^(1/n) of all contexts is like the n that were seen (Clopper
-    and Pearson, 1934); the others may lie anywhere in -1..1. So 5 of 5 gains are not yet sure, 6 of 6 are, as in a
-    sign test.
+
+def _free(lowest: float, highest: float, groups: int, least: float, most: float) -> tuple[float, float]:
+    """Interval that rests on nothing but the lowest and the highest of n contexts.
+
+    With probability 1 - 0.025, at least a share t = 0.025^(1/n) of all contexts is no lower than the lowest that was
+    seen (for scores that are all 0 or all 1: Clopper and Pearson, 1934); the others may lie anywhere in least..most. So
+    5 of 5 gains are not yet sure, 6 of 6 are, as in a sign test.
     """
     t = ((1 - LEVEL) / 2) ** (1 / groups)
-    return max(-1.0, t * gap - (1 - t)), min(1.0, t * gap + (1 - t))
+    return t * lowest + (1 - t) * least, t * highest + (1 - t) * most
 
 
 def _percentiles(sums_C: np.ndarray, counts_C: np.ndarray, seed: int) -> tuple[float, float]:

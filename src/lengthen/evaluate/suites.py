@@ -15,9 +15,12 @@ A suite that asks questions is a `Suite`: a function that makes samples and a fu
   `Suite.options`. `parameters(job, task)` names everything else that the samples depend on (a haystack's hash, a
   file's hash): it goes into the key of the sample cache. Raise `version` when the same key would give other bytes.
 * `summary(rows)`, optional, turns the scored answers of one cell into further rows of scores.json.
+* `notes(job, task, length, samples)`, optional, says what a reader of a cell's score must know.
 
 A suite that measures without asking (perplexity) is a `Measure`: `run(job, engine)` yields rows of scores.json, one at
 a time; finished ones are kept in `measures.jsonl` and not measured again: `run` gets the keys that are done already.
+`parts(job)` are jobs that fail by themselves; `check(job)` refuses at once what can never be measured; `texts(job)` are
+the texts that training data must not hold.
 
 `SUITES` names the module of each; it is imported when it is asked for.
 """
@@ -32,10 +35,12 @@ from typing import Any
 
 from lengthen.common.errors import LengthenError, nearest
 from lengthen.common.manifest import StageContext
+from lengthen.evaluate.judges import Judges
 from lengthen.evaluate.prompts import Prompts
 from lengthen.evaluate.samples import Sample
 from lengthen.generate.engine import Engine
 from lengthen.recipe.base import Settings
+from lengthen.recipe.rope import Extension
 from lengthen.recipe.stages.evaluate import EvaluateStage, SuiteSettings
 
 
@@ -49,6 +54,7 @@ class Job:
 
     settings: the stage's. choice: this suite's. options: its options, checked. seed: `samples_seed`.
     ctx: for the folder and for progress (measures only; samples never depend on it).
+    extension: the model's positions, as the whole stage has them. judges: engines that are shared by all suites.
     """
 
     settings: EvaluateStage
@@ -57,6 +63,8 @@ class Job:
     options: Any
     rooms: Mapping[str, int]
     ctx: StageContext
+    extension: Extension = field(default_factory=lambda: Extension(None, None))
+    judges: Judges = field(default_factory=Judges, compare=False)
 
     @property
     def seed(self) -> int:
@@ -88,6 +96,10 @@ def no_parameters(job: Job, task: str) -> dict[str, Any]:
     return {}
 
 
+def no_notes(job: Job, task: str, length: int, samples: Sequence[Sample]) -> list[str]:
+    return []
+
+
 @dataclass(frozen=True)
 class Suite:
     """A suite that asks questions. See the module's text.
@@ -105,9 +117,22 @@ class Suite:
     default: tuple[str, ...] | None = None
     parameters: Callable[[Job, str], dict[str, Any]] = no_parameters
     summary: Callable[[Job, Sequence[Scored]], list[Row]] | None = None
+    notes: Callable[[Job, str, int, Sequence[Sample]], list[str]] = no_notes
     version: int = 1
     sized: bool = True
     fixed: bool = False
+
+
+def one_part(job: Job) -> list[tuple[str, Job]]:
+    return [("", job)]
+
+
+def no_check(job: Job) -> None:
+    pass
+
+
+def no_texts(job: Job) -> Iterator[str]:
+    return iter(())
 
 
 @dataclass(frozen=True)
@@ -115,13 +140,21 @@ class Measure:
     """A suite that measures without asking.
 
     run: (job, engine, keys that are done) -> (key, row) of each new measurement.
+    counted: what stands in place of `samples`, which a measure has not.
+    parts: (name, job of this part alone); one that fails leaves the others alone.
+    check: refuses what can never be measured, before anything is asked.
+    texts: what is read, for the n-gram files.
     """
 
     name: str
     run: Callable[[Job, Engine, frozenset[str]], Iterator[tuple[str, Row]]]
+    counted: str = "leave it out"
     tasks: Mapping[str, int] = field(default_factory=dict)
     options: type[Settings] = NoOptions
     default: tuple[str, ...] | None = None
+    parts: Callable[[Job], list[tuple[str, Job]]] = one_part
+    check: Callable[[Job], None] = no_check
+    texts: Callable[[Job], Iterator[str]] = no_texts
 
 
 SUITES: dict[str, str] = {

@@ -69,7 +69,12 @@ def write_tables(
         "samples_seed": settings.samples_seed,
         "haystack": settings.haystack,
         "rope": settings.rope.model_dump(exclude_none=True) if settings.rope else None,
-        "interval": "95%, bootstrap over contexts; exact binomial where all agree",
+        "options": "; ".join(
+            f"{choice.suite} {', '.join(f'{key} {value}' for key, value in choice.options.items())}"
+            for choice in settings.suites
+            if choice.options
+        ),
+        "interval": "95%, bootstrap over contexts; exact bounds where all agree, and below six contexts",
     }
     head = {"model": model, "arm": arm, "native": native, "asked": asked}
     write_json(folder / "scores.json", {**head, "rows": list(rows), "notes": list(notes)})

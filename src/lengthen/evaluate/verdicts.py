@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from lengthen.common.files import append_json_line, read_json_lines
 from lengthen.evaluate.judge import Rubric, Verdict, judge
 from lengthen.evaluate.suites import Job
-from lengthen.generate import open_engine
 
 FILE = "judgements.jsonl"
-PART = 16  # texts between two writes
+UNREADABLE = "unreadable judgements"
+"""Name of the row with the number of texts that are left out of judged means."""
+PART = 16  # texts between two writes, or as many as keep the endpoint busy
 
 
 def judged(job: Job, name: str, rubric: Rubric, items: Mapping[str, Mapping[str, str]]) -> dict[str, Verdict]:
@@ -29,17 +30,15 @@ def judged(job: Job, name: str, rubric: Rubric, items: Mapping[str, Mapping[str,
     waiting = [(i, items[i]) for i in items if i not in found]
     if not waiting:
         return found
-    engine = open_engine(name)
-    try:
-        for begin in range(0, len(waiting), PART):
-            for i, verdict in judge(engine, rubric, waiting[begin : begin + PART]).items():
-                found[i] = verdict
-                failed = verdict.scores is None and not any(verdict.raw)
-                row = {"key": keys[i], "id": i, "judge": name, "rubric": rubric.name, "prompt_sha256": rubric.sha256}
-                row |= {"scores": verdict.scores, "raw": verdict.raw, "error": verdict.error, "failed": failed}
-                append_json_line(path, row)
-    finally:
-        engine.close()
+    engine = job.judges.get(name, job.settings)
+    part = max(PART, 2 * job.settings.endpoint.concurrency)
+    for begin in range(0, len(waiting), part):
+        for i, verdict in judge(engine, rubric, waiting[begin : begin + part]).items():
+            found[i] = verdict
+            failed = verdict.scores is None and not any(verdict.raw)
+            row = {"key": keys[i], "id": i, "judge": name, "rubric": rubric.name, "prompt_sha256": rubric.sha256}
+            row |= {"scores": verdict.scores, "raw": verdict.raw, "error": verdict.error, "failed": failed}
+            append_json_line(path, row)
     return found
 
 

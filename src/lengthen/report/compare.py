@@ -21,13 +21,15 @@ LongBench-Write's asked lengths, classes and instructions)."""
 
 @dataclass(frozen=True)
 class Point:
-    """A score in 0..1 with its 95% interval. tasks: names of the tasks that it averages."""
+    """A score in 0..1 with its 95% interval. tasks: names of the tasks that it averages. contexts: texts that the n
+    samples ask about (0: not told)."""
 
     score: float
     low: float | None
     high: float | None
     n: int
     tasks: tuple[str, ...]
+    contexts: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,21 +88,25 @@ def averages(arm: Arm, suite: str) -> dict[int, Point]:
 def mean_of(rows: Sequence[Mapping[str, Any]]) -> Point:
     """Mean of rows with `task`, `score`, `n` and, where there is an interval, `low` and `high`."""
     points = [
-        Point(float(r["score"]), r.get("low"), r.get("high"), int(r.get("n") or 0), (str(r["task"]),)) for r in rows
-    ]
+        Point(
+            float(r["score"]), r.get("low"), r.get("high"), int(r.get("n") or 0), (str(r["task"]),),
+            int(r.get("contexts") or 0),
+        )
+        for r in rows
+    ]  # fmt: skip
     return mean_of_points(points, tuple(str(row["task"]) for row in rows))
 
 
 def mean_of_points(points: Sequence[Point], names: tuple[str, ...]) -> Point:
     """Mean of independent scores; without an interval where one of them has none."""
-    count, n = len(points), sum(point.n for point in points)
+    count, n, texts = len(points), sum(point.n for point in points), sum(point.contexts for point in points)
     score = sum(point.score for point in points) / count
     down = [p.score - p.low for p in points if p.low is not None]
     up = [p.high - p.score for p in points if p.high is not None]
     if len(down) < count or len(up) < count:
-        return Point(score, None, None, n, names)
+        return Point(score, None, None, n, names, texts)
     low, high = score - math.hypot(*down) / count, score + math.hypot(*up) / count
-    return Point(score, max(0.0, low), min(1.0, high), n, names)
+    return Point(score, max(0.0, low), min(1.0, high), n, names, texts)
 
 
 def pairs(arms: Sequence[Arm]) -> list[Pair]:

@@ -169,8 +169,8 @@ def _environment(*, html: bool) -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters.update(
-        percent=story.percent, size=size_text, clock=clock, number=number, short=short, points=points,
-        data_uri=_data_uri, published_reach=_published_reach, published_weighted=_published_weighted,
+        percent=story.percent, counted=story.counted, size=size_text, clock=clock, number=number, short=short,
+        points=points, data_uri=_data_uri, published_reach=_published_reach, published_weighted=_published_weighted,
         cell=_table_cell, tokens=_length,
     )  # fmt: skip
     return environment

@@ -114,10 +114,10 @@ def _scores(arm: Arm) -> list[dict[str, Any]]:
         own = {suite} == names or rows[0].get("suite") != suite  # a row of the task is all there is to say
         if not own:
             found += [{"suite": suite, "task": suite, "length": length, "score": point.score, "low": point.low,
-                       "high": point.high, "n": point.n, "tasks": list(point.tasks)}
+                       "high": point.high, "n": point.n, "contexts": point.contexts, "tasks": list(point.tasks)}
                       for length, point in points.items()]  # fmt: skip
         if own or len(names) > 1:
-            keys = ("suite", "task", "length", "score", "low", "high", "n")
+            keys = ("suite", "task", "length", "score", "low", "high", "n", "contexts")
             found += [{key: row.get(key) for key in keys} for row in rows]
         found += _together(arm, suite)
     return found

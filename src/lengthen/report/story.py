@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,8 +64,18 @@ def percent(value: float) -> str:
 
 def interval(point: Point) -> str:
     if point.low is None or point.high is None:
-        return f"{point.n} samples"
-    return f"95% interval {percent(point.low).rstrip('%')}–{percent(point.high)}, {point.n} samples"
+        return _samples(point)
+    return f"95% interval {percent(point.low).rstrip('%')}–{percent(point.high)}, {_samples(point)}"
+
+
+def _samples(point: Point) -> str:
+    return f"{point.n} samples" + (f" on {point.contexts} texts" if 0 < point.contexts < point.n else "")
+
+
+def counted(row: Any) -> str:
+    """`n 24 on 6 texts` where several samples ask about one text, else `n 24`."""
+    n, texts = (row["n"], row.get("contexts")) if isinstance(row, Mapping) else (row.n, row.contexts)
+    return f"n {n} on {texts} texts" if texts and texts < n else f"n {n}"
 
 
 def main_suite(arms: Sequence[Arm]) -> str | None:

@@ -109,11 +109,14 @@ def draw_puzzle(teller: Teller, task: str, count: int) -> Puzzle:
     return _DRAW[task](teller, task, count)
 
 
-def further_puzzles(teller: Teller, puzzle: Puzzle) -> list[Puzzle]:
+def further_puzzles(teller: Teller, puzzle: Puzzle, told: Sequence[Fact] = ()) -> list[Puzzle]:
     """Other questions that the same facts answer, in a drawn order: of a stated value each by itself, of holders each
-    further subject, of events the other one. Their facts are the puzzle's, those asked for first."""
+    further subject, of events the other one. Their facts are the puzzle's, those asked for first.
+
+    Args:
+        told: facts whose value an earlier answer holds; they are not asked for.
+    """
     found: list[Puzzle] = []
-    alone = puzzle.facts[: puzzle.asked] if puzzle.asked == 1 else ()
     if puzzle.task == "two_hop":
         for holds, of in zip(puzzle.facts[2::2], puzzle.facts[3::2]):
             subject, fields = holds.parts[2], {**puzzle.fields, "subject": holds.parts[2]}
@@ -131,7 +134,7 @@ def further_puzzles(teller: Teller, puzzle: Puzzle) -> list[Puzzle]:
             )
     else:
         for fact in puzzle.facts:
-            if fact not in alone:
+            if fact not in told:
                 _, kind, subject, _ = fact.parts
                 ask = {"kind": kind, "subjects": [subject]}
                 found.append(_puzzle(teller, "single", _first(puzzle, (fact,)), 1, ask, kind=kind, subject=subject))

@@ -123,7 +123,9 @@ def _attempt(
     in_order = [fact for _, fact in draft.placed]
     puzzles = [puzzle]
     if settings.turns > 1:
-        puzzles += further_puzzles(teller, puzzle)[: rng.randint(1, settings.turns) - 1]
+        # The answer of `order` names its facts; only steps written out quote their values too.
+        told = () if task == "order" and settings.answers == "sentence" else puzzle.facts[: puzzle.asked]
+        puzzles += further_puzzles(teller, puzzle, told)[: rng.randint(1, settings.turns) - 1]
     turns = [_turn(settings, teller, puzzle, in_order) for puzzle in puzzles]
     units, total = _fit(counter, draft, turns, target)
     text = draft.context(units)

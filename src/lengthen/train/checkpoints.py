@@ -18,6 +18,7 @@ from lengthen.common.files import read_json, write_json
 
 SEAL = "sealed.json"
 PART = ".part"
+_YOUNG = {"row_content"}  # keys that older checkpoints do not have: those go on without them
 
 
 def step_of(folder: Path) -> int:
@@ -56,7 +57,8 @@ def last_checkpoint(store: Path, identity: dict[str, Any]) -> Path | None:
     if not found:
         return None
     saved = read_json(found[-1] / SEAL).get("identity", {})
-    different = [key for key in {*saved, *identity} if saved.get(key) != identity.get(key)]
+    known = {*saved, *identity} - (_YOUNG - {*saved} if saved else set())
+    different = [key for key in known if saved.get(key) != identity.get(key)]
     if different:
         key = sorted(different)[0]
         raise LengthenError(

@@ -2,8 +2,8 @@
 
 Written to the documented interfaces of `flash_attn.flash_attn_varlen_func` (through transformers' loader, which also
 finds the Hub's `kernels` build) and `torch.nn.attention.varlen.varlen_attn`. UNTESTED on a GPU by this project's own
-test suite, which has none; `lengthen doctor --model M` runs the leak probe on the machine at hand, and a training run
-does so before its first step.
+test suite, which has none and calls a stand-in for the kernel; `lengthen doctor --model M` runs the leak probe on the
+machine at hand, and a training run does so before its first step.
 """
 
 from __future__ import annotations

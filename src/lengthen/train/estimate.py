@@ -17,12 +17,12 @@ from lengthen.common.files import read_json
 from lengthen.common.progress import clock
 from lengthen.recipe.base import ModelFacts, size_text
 from lengthen.recipe.schema import Recipe
-from lengthen.recipe.stages.train import TrainStage, batch_and_steps
+from lengthen.recipe.stages.train import TrainStage, batch_and_steps, recomputes
+from lengthen.train import heads
 from lengthen.train.devices import GIB, Devices, parse_devices
 
 __all__ = ["Estimate", "ModelSize", "estimate", "parse_devices", "render", "row_length_in"]
 
-RECOMPUTE_OVER = 4096  # tokens at once from which `checkpointing: auto` recomputes, as lengthen.train.run decides
 HEAD_TOKENS, HEAD_WORDS = 4096, 32768  # tile of the fused head (TRL): tokens x vocabulary entries
 CPU_HEAD_TOKENS, CPU_HEAD_WORDS = 1024, 8192  # as lengthen.train.machine sets it on processors
 PIECES = 1.05  # CPU: glibc keeps freed memory in pieces that do not all fit again (measured at 0.5K-4K rows)
@@ -64,10 +64,9 @@ class ModelSize:
             matrices=1 if c.get("tie_word_embeddings", True) else 2,
         )  # fmt: skip
 
-    def splits(self, ranks: int) -> bool:
-        """Whether Ulysses can share the heads out: whole query heads each, KV heads whole or repeated."""
-        kv = self.kv_width * self.heads // self.query_width
-        return self.heads % ranks == 0 and (kv % ranks == 0 or ranks % kv == 0)
+    @property
+    def kv_heads(self) -> int:
+        return self.kv_width * self.heads // self.query_width
 
     @property
     def weights(self) -> int:
@@ -112,7 +111,7 @@ def estimate(train: TrainStage, facts: ModelFacts, devices: Devices, row_length:
     optimizer (FSDP2), and each row lies on one device. Where that does not fit, the advice names what does.
 
     Raises:
-        LengthenError: sequence_parallel does not divide the devices.
+        LengthenError: sequence_parallel does not divide the devices, or the model's heads.
     """
     size = ModelSize.of(facts)
     length = row_length or train.length or facts.window
@@ -122,8 +121,9 @@ def estimate(train: TrainStage, facts: ModelFacts, devices: Devices, row_length:
             f"sequence_parallel {sp} does not divide {devices.count} devices.",
             fix=f"set train.sequence_parallel to a divisor of {devices.count}, or name other --devices",
         )
+    heads.check(size.heads, size.kv_heads, sp)
     memory = _memory(train, size, devices, length, sp, dtype)
-    recompute = _recompute(train, length // sp)
+    recompute = recomputes(train, length)
     work = _seconds_per_token(size, devices, length, recompute)
     speed = devices.count / work if not devices.is_cpu else 1 / work
     tokens = _tokens(train, length, devices.count // sp)
@@ -176,7 +176,7 @@ def _memory(
     number = 2 if dtype == "bfloat16" else 4
     tokens = length * train.micro_batch // sp
     trained = _trained_weights(train, size)
-    recompute = _recompute(train, tokens)
+    recompute = recomputes(train, length)
     # fp32 sums of gradients are needed only when a step adds up several micro-batches.
     gradient = 4 if _accumulates(train, length, devices.count // sp) else number
     state = 12 if number == 2 and train.lora is None else 8 if train.lora is None else 8 + 4 * (number == 2)
@@ -251,10 +251,6 @@ def _dtype(train: TrainStage, devices: Devices) -> str:
     return "bfloat16"
 
 
-def _recompute(train: TrainStage, tokens: int) -> bool:
-    return tokens * train.micro_batch > RECOMPUTE_OVER if train.checkpointing == "auto" else train.checkpointing
-
-
 def _accumulates(train: TrainStage, length: int, ranks: int) -> bool:
     return _batch_rows(train, length, ranks) > ranks * train.micro_batch
 
@@ -299,7 +295,7 @@ def _more_parallel(found: Estimate, train: TrainStage, size: ModelSize) -> list[
     ways = [
         (n, found.total_gib - sum(_memory(train, size, found.devices, found.row_length, n, found.dtype).values()))
         for n in range(found.sequence_parallel + 1, found.devices.count + 1)
-        if found.devices.count % n == 0 and size.splits(n)
+        if found.devices.count % n == 0 and heads.fit(size.heads, size.kv_heads, n)
     ]
     need = found.total_gib - found.devices.type.memory_gib
     fitting = [way for way in ways if way[1] >= need] or ways[-1:]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -13,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from lengthen.common.errors import LengthenError
-from lengthen.common.files import explain_disk, write_json
+from lengthen.common.files import explain_disk, read_json, write_json
 from lengthen.common.manifest import StageContext, StageResult
 from lengthen.models import resolve_model
 from lengthen.recipe.stages.merge import MergeStage
@@ -93,6 +92,12 @@ def _models(settings: MergeStage) -> tuple[list[Path], Path]:
                 f"{store} holds {len(found)} whole checkpoints, {settings.last} are to be averaged.",
                 fix=f"set keep: {settings.last} and keep_after: {settings.last} in that train stage, and run it again",
             )
+        if any((folder / "adapter_config.json").exists() for folder in found):
+            raise LengthenError(
+                f"The checkpoints in {store} hold adapters (lora), which are not averaged.",
+                why="the mean of two low-rank products is not the product of their mean matrices",
+                fix='merge finished models, into which their adapters are merged: models: ["@one", "@two"]',
+            )
         return found, resolve_model(settings.config_from) if settings.config_from else found[-1]
     folders = [resolve_model(name) for name in settings.models]
     return folders, resolve_model(settings.config_from) if settings.config_from else folders[0]
@@ -118,7 +123,7 @@ def _config_check(settings: MergeStage, folders: list[Path], template: Path) -> 
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "config.json").read_text())
+    return read_json(folder / "config.json")
 
 
 def _same_names(readers: list[_Weights]) -> list[str]:

@@ -6,7 +6,8 @@ attention they trade (Ulysses, arXiv 2309.14509): every rank then sees ALL token
 documents, and document borders stay exact whatever the place at which a row is cut.
 
 Gradients are averaged over all ranks and the loss is scaled to match (`trainer.LongTrainer.compute_loss`), so the same
-code serves every DP x SP. What the tests do not prove equal to one process is refused here, before any compute.
+code serves every DP x SP. What the tests (`test_oracle`, `test_sequence_parallel`) do not prove equal to one process
+is refused here, before any compute.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch.distributed as dist
 
 from lengthen.common import dist as launch
 from lengthen.common.errors import LengthenError
+from lengthen.train import heads as share
 from lengthen.train.sampler import Ranks
 
 _WHOLE_ROW_ROPE = ("dynamic", "longrope")  # transformers picks their frequencies by the largest position it is given
@@ -101,7 +103,7 @@ class Ulysses:
         if heads % size:
             if size % heads:
                 raise LengthenError(
-                    f"{heads} heads cannot be shared out to sequence_parallel {size}.", fix=_sizes(heads, heads)
+                    f"{heads} heads cannot be shared out to sequence_parallel {size}.", fix=share.sizes(heads, heads)
                 )
             x_BHSD = x_BHSD.repeat_interleave(size // heads, dim=1)
         batch, heads, tokens, dim = x_BHSD.shape
@@ -165,12 +167,7 @@ def check_sequence_parallel(
     text = config.get_text_config()
     heads = text.num_attention_heads
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
-    if heads % size or (kv_heads % size and size % kv_heads):
-        raise LengthenError(
-            f"sequence_parallel {size} does not fit a model with {heads} query and {kv_heads} key/value heads.",
-            why="each rank takes an equal share of the heads (Ulysses).",
-            fix=_sizes(heads, kv_heads),
-        )
+    share.check(heads, kv_heads, size)
     if length is not None and length % size:
         raise LengthenError(
             f"length {length:,} cannot be cut into {size} equal parts (sequence_parallel).",
@@ -218,10 +215,3 @@ def _refuse_rope(text: Any, size: int) -> None:
                 why="its frequencies depend on the row's largest position, and a rank sees only its part of the row.",
                 fix="extend with rope.type yarn, ntk or base, or use sequence_parallel: 1",
             )
-
-
-def _sizes(heads: int, kv_heads: int) -> str:
-    good = [n for n in range(2, heads + 1) if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)]
-    if not good:
-        return "use sequence_parallel: 1"
-    return f"use sequence_parallel {', '.join(map(str, good))}, or 1"

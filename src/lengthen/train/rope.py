@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lengthen.common.errors import LengthenError
 from lengthen.recipe.base import ModelFacts
 from lengthen.recipe.rope import Extension, RopeSettings, dynamic_ntk_base, extend, ntk_base
 
@@ -15,6 +16,7 @@ __all__ = [
     "RopeSettings",
     "apply",
     "by_document",
+    "check_targets",
     "dynamic_ntk_base",
     "extend",
     "extension_for",
@@ -25,6 +27,30 @@ __all__ = [
 def extension_for(folder: Path, length: int | None, settings: RopeSettings) -> Extension:
     """RoPE parameters and window for a model folder and a target length."""
     return extend(ModelFacts.read(folder), length, settings)
+
+
+def check_targets(folder: Path, extension: Extension, targets: list[int]) -> None:
+    """Refuse training positions beyond a model whose RoPE stays as it is. A stage that extends it may aim a little
+    beyond its length, so that the last positions of that length are not the rarest.
+
+    Raises:
+        LengthenError: with the farthest target and the model's positions.
+    """
+    if extension.parameters is not None or not targets:
+        return
+    facts = ModelFacts.read(folder)
+    positions = int(facts.config.get("max_position_embeddings") or 0)
+    rope = facts.rope.get("full_attention", facts.rope)
+    if (rope.get("rope_type") or rope.get("type")) == "dynamic":  # keeps its first window in the config
+        positions = round(positions * float(rope.get("factor") or 1.0))
+    if 0 < positions < max(targets):
+        raise LengthenError(
+            f"positions.targets reach {max(targets):,}, but the model has {positions:,} positions, and this stage does "
+            "not extend them.",
+            why="the model's RoPE would be trained, unchanged, far outside of its range",
+            fix=f"set the stage's length to {max(targets)} (rope.type auto extends it), or lower the targets to "
+            f"{positions}",
+        )
 
 
 def apply(config: Any, extension: Extension) -> Any:

@@ -16,6 +16,8 @@ from lengthen.data.tokenize import vocabulary_sha256
 from lengthen.train.collate import attended_lengths, row_targets
 
 READ_TOKENS = 2**28  # token ids looked at before training: a gigabyte, some seconds from a disk
+HASHED_TOKENS = 2**24  # of a large set, rows with about so many tokens stand for its content
+_CONTENT = ("input_ids", "loss_mask", "loss_weights", "unit_lens")
 _BLOCKS = 64  # at least so many stretches of a large set are looked at
 
 
@@ -35,8 +37,23 @@ class TrainingRows:
 
     @property
     def sha256(self) -> str:
-        """Stands for the row set in a checkpoint's identity."""
+        """Stands for the row set's shape in a checkpoint's identity."""
         return hashlib.sha256(self.lengths.tobytes() + self.costs.tobytes()).hexdigest()
+
+    @property
+    def content_sha256(self) -> str:
+        """Stands for its tokens, masks and units: of all rows, or of rows spread over a large set."""
+        count = min(len(self.data), max(1, HASHED_TOKENS * len(self.data) // max(1, int(self.lengths.sum()))))
+        chosen = np.linspace(0, len(self.data) - 1, count).round().astype(int).tolist()
+        names = [name for name in _CONTENT if name in self.data.column_names]
+        digest = hashlib.sha256()
+        picked = self.data.select(chosen).select_columns(names).with_format("arrow")
+        for table in cast("Iterator[Any]", picked.iter(batch_size=256)):
+            for name in names:
+                values = table.column(name).combine_chunks()
+                digest.update(values.value_lengths().fill_null(-1).to_numpy(zero_copy_only=False).tobytes())
+                digest.update(values.flatten().to_numpy(zero_copy_only=False).tobytes())
+        return digest.hexdigest()
 
 
 def open_training_rows(folders: list[str]) -> TrainingRows:

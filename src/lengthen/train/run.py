@@ -20,7 +20,7 @@ from lengthen.common.files import explain_disk, read_json, read_json_lines, sha2
 from lengthen.common.manifest import StageContext, StageResult
 from lengthen.models import load_tokenizer, pick_dtype, resolve_model
 from lengthen.recipe.base import Derived, size_text
-from lengthen.recipe.stages.train import PositionSettings, TrainStage, batch_and_steps, refuse_long_warmup
+from lengthen.recipe.stages.train import PositionSettings, TrainStage, batch_and_steps, recomputes, refuse_long_warmup
 from lengthen.train import fsdp, gates
 from lengthen.train.attention import set_exchange
 from lengthen.train.checkpoints import checkpoints, last_checkpoint, prune, step_of
@@ -30,14 +30,10 @@ from lengthen.train.lora import add_adapters, merge_adapters
 from lengthen.train.machine import layer_parameters, measured_peak, raise_malloc_thresholds, training_flops
 from lengthen.train.mesh import check_sequence_parallel, open_mesh, ranks_of
 from lengthen.train.probe import probe_training
-from lengthen.train.rope import Extension, extension_for
+from lengthen.train.rope import Extension, check_targets, extension_for
 from lengthen.train.rows import TrainingRows, check_rows, check_tokenizer, open_training_rows, row_of
 from lengthen.train.sampler import StepPlan
 from lengthen.train.trainer import Housekeeping, LongTrainer, Optimization
-
-RECOMPUTE_OVER = (
-    4096  # tokens of a micro-batch: beyond them activations outweigh the recomputing (a sixth of the speed)
-)
 
 
 def train(settings: TrainStage, ctx: StageContext) -> StageResult:
@@ -62,6 +58,7 @@ def train(settings: TrainStage, ctx: StageContext) -> StageResult:
     extension = extension_for(folder, settings.length, settings.rope)
     derived = list(extension.derived)
     settings = _with_targets(settings, derived)
+    check_targets(folder, extension, settings.positions.targets)
     dtype = _chosen(settings, ctx, derived)
     mean_row = max(1, round(float(rows.lengths.mean())))
     decided = batch_and_steps(settings, mean_row, len(rows.data), place.dp_size * settings.micro_batch)
@@ -238,11 +235,10 @@ def _keeping(
     if every is None:
         every = min(125, max(1, -(-steps // 10)))
         derived.append(Derived("save_every", every, "a tenth of the run, at most ProLong's 125 steps"))
-    line = rows.longest * settings.micro_batch
-    recompute = line > RECOMPUTE_OVER if settings.checkpointing == "auto" else settings.checkpointing
+    recompute = recomputes(settings, rows.longest)
     if settings.checkpointing == "auto":
-        sign = "more" if recompute else "no more"
-        derived.append(Derived("checkpointing", recompute, f"{size_text(line)} tokens at once, {sign} than 4K"))
+        line, sign = size_text(rows.longest * settings.micro_batch), "more" if recompute else "no more"
+        derived.append(Derived("checkpointing", recompute, f"{line} tokens at once, {sign} than 4K"))
     sharding, why = fsdp.choose(settings.sharding, world_size())
     if settings.sharding != sharding:
         derived.append(Derived("sharding", sharding, why))
@@ -251,6 +247,7 @@ def _keeping(
         "betas": list(settings.betas),
         "batch_rows": batch_rows, "micro_batch": settings.micro_batch, "batching": settings.batching,
         "loss": settings.loss, "dtype": dtype, "seed": ctx.seed, "rows": rows.sha256,
+        "row_content": rows.content_sha256,
         "positions": settings.positions.model_dump(mode="json"), "rope": settings.rope.model_dump(mode="json"),
         "length": settings.length, "lora": settings.lora.model_dump(mode="json") if settings.lora else None,
         "model": sha256_file(folder / "config.json"),

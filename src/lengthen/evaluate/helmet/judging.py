@@ -6,14 +6,17 @@ that judged scores stand beside published ones only with this remark.
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
+from lengthen.common.errors import LengthenError
 from lengthen.common.words import sentence_spans
 from lengthen.evaluate.judge import Rubric, Verdict
-from lengthen.evaluate.scorers import Entails, citation_scores, parse_answer
+from lengthen.evaluate.scorers import Pair, Support, citation_means, cited, parse_answer, support
 from lengthen.evaluate.suites import Job, Scored
 from lengthen.evaluate.verdicts import judged
 
@@ -163,48 +166,107 @@ def statements(task: str, question: str, output: str) -> list[str]:
     return [s for b, e in sentence_spans(text) if len(s := text[b:e].strip()) >= 5]
 
 
+@dataclass(frozen=True)
+class Citations:
+    """Means over the answers that could be scored. left_out: answers with a judgement that failed or was unreadable."""
+
+    recall: float
+    precision: float
+    answers: int
+    left_out: int
+
+
+class Checks(Protocol):
+    """Whether passages support claims, for many pairs at once; None where there is no verdict."""
+
+    def __call__(self, pairs: Sequence[Pair]) -> dict[Pair, bool | None]: ...
+
+
 def citations(
-    task: str, answers: Sequence[tuple[str, str, Sequence[Mapping[str, Any]]]], entails: Entails
-) -> tuple[float, float] | None:
-    """Mean (recall, precision) over (question, output, documents); answers without a sentence are left out, as in
-    ALCE."""
-    found = []
+    task: str, answers: Sequence[tuple[str, str, Sequence[Mapping[str, Any]]]], checks: Checks
+) -> Citations | None:
+    """Mean recall and precision over (question, output, documents); answers without a sentence are left out, as in
+    ALCE, and so are those with a judgement that could not be read, which say nothing about the model."""
+    found: list[tuple[int, int, list[Support]]] = []
     for question, output, documents in answers:
         passages = [f"Title: {x['title']}\n{x.get('sent', x['text'])}" for x in documents]
-        scores = citation_scores(statements(task, question, output), passages, entails)
-        if scores is not None:
-            found.append(scores)
+        sentences = statements(task, question, output)
+        refs = [cited(sentence, len(passages)) for sentence in sentences]
+        if sentences:
+            asking = [support(s, r, passages) for s, r in zip(sentences, refs) if r]
+            found.append((len(sentences), sum(map(len, refs)), asking))
+    verdicts = side_by_side([one for *_, asking in found for one in asking], checks)
+    scores = []
+    for sentences, count, asking in found:
+        results = [verdicts[id(one)] for one in asking]
+        if None not in results:
+            scores.append(citation_means(sentences, count, [r for r in results if r is not None]))
     if not found:
         return None
-    return statistics.fmean(r for r, _ in found), statistics.fmean(p for _, p in found)
+    mean = [statistics.fmean(values) for values in zip(*scores)] if scores else [math.nan, math.nan]
+    return Citations(mean[0], mean[1], len(scores), len(found) - len(scores))
 
 
-class JudgeEntails:
-    """Support as a judge model sees it; each pair is asked once. `unreadable` counts answers that were no verdict."""
+def side_by_side(asking: Sequence[Support], checks: Checks) -> dict[int, tuple[int, int] | None]:
+    """Results of all sentences by their `id`, None where a verdict is missing. Each round asks the next pair of every
+    sentence at once: seven rounds at most."""
+    results: dict[int, tuple[int, int] | None] = {}
+    known: dict[Pair, bool | None] = {}
+    waiting = [(one, next(one)) for one in asking]
+    while waiting:
+        known |= checks([pair for pair in dict.fromkeys(pair for _, pair in waiting) if pair not in known])
+        still = []
+        for one, pair in waiting:
+            verdict = known[pair]
+            if verdict is None:
+                results[id(one)] = None
+                continue
+            try:
+                still.append((one, one.send(verdict)))
+            except StopIteration as done:
+                results[id(one)] = done.value
+        waiting = still
+    return results
 
-    def __init__(self, job: Job, judge: str) -> None:
-        self.job, self.judge, self.unreadable = job, judge, 0
 
-    def __call__(self, passage: str, claim: str) -> bool:
-        name = f"support:{hash_of(passage, claim)}"
-        verdict = judged(self.job, self.judge, SUPPORT, {name: {"passage": passage, "claim": claim}})[name]
-        self.unreadable += verdict.scores is None
-        return verdict.scores is not None and verdict.scores["supported"] == 1
+@dataclass(frozen=True)
+class JudgeChecks:
+    """Support as a judge model sees it; each pair is asked once and kept."""
+
+    job: Job
+    judge: str
+
+    def __call__(self, pairs: Sequence[Pair]) -> dict[Pair, bool | None]:
+        names = {f"support:{hash_of(*pair)}": pair for pair in pairs}
+        slots = {name: {"passage": passage, "claim": claim} for name, (passage, claim) in names.items()}
+        verdicts = judged(self.job, self.judge, SUPPORT, slots)
+        return {
+            pair: None if (scores := verdicts[name].scores) is None else scores["supported"] == 1
+            for name, pair in names.items()
+        }
 
 
-class ModelEntails:
+class ModelChecks:
     """ALCE's own judge of support: a sequence-to-sequence model that answers "1" to "premise: .. hypothesis: .."
     (HELMET uses google/t5_xxl_true_nli_mixture, 11B parameters)."""
-
-    unreadable = 0
 
     def __init__(self, name: str) -> None:
         from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-        self.tokenizer = AutoTokenizer.from_pretrained(name)
-        self.model = AutoModelForSeq2SeqLM.from_pretrained(name).eval()
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(name)
+            self.model = AutoModelForSeq2SeqLM.from_pretrained(name).eval()
+        except (OSError, ValueError) as error:
+            raise LengthenError(
+                f"helmet: the option nli names no sequence-to-sequence model: {name}.",
+                why=str(error).splitlines()[0],
+                fix="give its folder or Hub name, or name a judge",
+            ) from error
 
-    def __call__(self, passage: str, claim: str) -> bool:
+    def __call__(self, pairs: Sequence[Pair]) -> dict[Pair, bool | None]:
+        return {pair: self._one(*pair) for pair in pairs}
+
+    def _one(self, passage: str, claim: str) -> bool:
         text = f"premise: {passage} hypothesis: {claim}"
         ids = self.tokenizer(text, return_tensors="pt").to(self.model.device)
         out = self.model.generate(**ids, max_new_tokens=10)

@@ -14,7 +14,7 @@ from lengthen.common.errors import LengthenError
 from lengthen.common.files import sha256_file
 from lengthen.evaluate.cells import as_samples, cell_samples, line_frame, text_sha256
 from lengthen.evaluate.counting import Counter
-from lengthen.evaluate.haystack import haystack_text
+from lengthen.evaluate.haystack import haystack_text, repeat_note
 from lengthen.evaluate.helmet import data as d
 from lengthen.evaluate.helmet import judging, prompts
 from lengthen.evaluate.helmet.prompts import SHOTS
@@ -37,6 +37,7 @@ from lengthen.evaluate.scorers import (
     without_citations,
 )
 from lengthen.evaluate.suites import Job, Row, Scored, Suite, cell_context
+from lengthen.evaluate.verdicts import UNREADABLE
 from lengthen.recipe.base import Settings, size_text
 
 NAME = "helmet"
@@ -166,6 +167,13 @@ def parameters(job: Job, task: str) -> dict[str, Any]:
     return found
 
 
+def notes(job: Job, task: str, length: int, samples: Sequence[Sample]) -> list[str]:
+    """Where the haystack goes round."""
+    if task != "ruler_niah_mv" or not samples:
+        return []
+    return repeat_note(NAME, job.settings.haystack, length, max(s.meta["units"] for s in samples))
+
+
 def _files(name: str) -> list[Path]:
     path = Path(name).expanduser()
     return sorted(path.parent.glob(path.name.replace("{k}", "*"))) if "{k}" in name else [path] if path.exists() else []
@@ -204,7 +212,7 @@ def summary(job: Job, scored: Sequence[Scored]) -> list[Row]:
         return []
     judge = judging.long_answers if task.category == "longqa" else judging.summaries
     good, unreadable = judge(job, job.options.judge, scored)
-    rows = [_row(task, "unreadable judgements", unreadable, "texts", len(scored))]
+    rows = [_row(task, UNREADABLE, unreadable, "texts", len(scored))]
     if good:
         rows.append(_row(task, "judged", statistics.fmean(good), "score", len(good)))
     return rows
@@ -212,9 +220,9 @@ def summary(job: Job, scored: Sequence[Scored]) -> list[Row]:
 
 def _citation_rows(job: Job, task: HelmetTask, scored: Sequence[Scored]) -> list[Row]:
     if job.options.nli:
-        entails: Any = judging.ModelEntails(job.options.nli)
+        checks: judging.Checks = judging.ModelChecks(job.options.nli)
     elif job.options.judge:
-        entails = judging.JudgeEntails(job, job.options.judge)
+        checks = judging.JudgeChecks(job, job.options.judge)
     else:
         return []
     rows = d.rows_of(task.name, source(job, task.name).rows, None)
@@ -222,14 +230,14 @@ def _citation_rows(job: Job, task: HelmetTask, scored: Sequence[Scored]) -> list
     for s in scored:
         row = rows[s.sample.meta["row"]]
         answers.append((row["question"], s.output, row["docs"][: s.sample.meta["documents"]]))
-    found = judging.citations(task.name, answers, entails)
+    found = judging.citations(task.name, answers, checks)
     if found is None:
         return []
-    return [
-        _row(task, "citation recall", found[0], "score", len(scored)),
-        _row(task, "citation precision", found[1], "score", len(scored)),
-        _row(task, "unreadable judgements", entails.unreadable, "pairs", len(scored)),
-    ]
+    rows = [_row(task, UNREADABLE, found.left_out, "texts", len(scored))]
+    if found.answers:
+        rows.append(_row(task, "citation recall", found.recall, "score", found.answers))
+        rows.append(_row(task, "citation precision", found.precision, "score", found.answers))
+    return rows
 
 
 def _row(task: HelmetTask, name: str, value: float, unit: str, n: int) -> Row:
@@ -245,6 +253,7 @@ SUITE = Suite(
     default=OFFLINE,
     parameters=parameters,
     summary=summary,
+    notes=notes,
     version=2,
     fixed=True,
 )

@@ -17,7 +17,7 @@ from lengthen.evaluate.longform.prompts import HUB, WritingPrompt, load_prompts
 from lengthen.evaluate.longform.scores import TextMeasures, length_score, measure_text
 from lengthen.evaluate.samples import Sample
 from lengthen.evaluate.suites import Job, Row, Scored, Suite, cell_context
-from lengthen.evaluate.verdicts import judged
+from lengthen.evaluate.verdicts import UNREADABLE, judged
 from lengthen.recipe.base import Settings
 
 NAME = "longform"
@@ -172,7 +172,7 @@ def _quality_rows(job: Job, scored: Sequence[Scored]) -> list[Row]:
     good = [v.scores for v in verdicts.values() if v.scores is not None]
     by = f"judge {job.options.judge.rsplit('#', 1)[-1]}, prompt {rubric.sha256[:8]}"
     rows: list[Row] = [
-        {"task": f"{task}:unreadable judgements", "value": len(verdicts) - len(good), "unit": "texts", "n": len(scored)}
+        {"task": f"{task}:{UNREADABLE}", "value": len(verdicts) - len(good), "unit": "texts", "n": len(scored)}
     ]
     if good:
         mean = statistics.fmean(quality(rubric, scores) for scores in good)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -11,12 +11,12 @@ from pydantic import Field
 from lengthen.evaluate.cells import cell_samples, text_sha256
 from lengthen.evaluate.counting import Counter
 from lengthen.evaluate.fit import Maker
-from lengthen.evaluate.haystack import haystack_text
+from lengthen.evaluate.haystack import haystack_text, repeat_note
 from lengthen.evaluate.ruler.niah import Essay, NiahMaker
 from lengthen.evaluate.ruler.qa import HUB, QaMaker, QuestionSet, load_questions
 from lengthen.evaluate.ruler.templates import TASKS
 from lengthen.evaluate.ruler.vt import VtMaker
-from lengthen.evaluate.ruler.words import CweMaker, FweMaker
+from lengthen.evaluate.ruler.words import CweMaker, FweMaker, pairs_note
 from lengthen.evaluate.samples import Sample
 from lengthen.evaluate.scorers import any_found, share_found
 from lengthen.evaluate.suites import Job, Suite
@@ -86,6 +86,15 @@ def parameters(job: Job, task: str) -> dict[str, Any]:
     return found
 
 
+def notes(job: Job, task: str, length: int, samples: Sequence[Sample]) -> list[str]:
+    """Where the haystack goes round, and where cwe goes on with pairs of words."""
+    if TASKS[task].family == "cwe":
+        return pairs_note(length)
+    if TASKS[task].haystack != "essay" or not samples:
+        return []
+    return repeat_note(NAME, job.settings.haystack, length, max(s.meta["units"] for s in samples))
+
+
 def _sha256(source: str) -> str:
     from pathlib import Path
 
@@ -113,4 +122,5 @@ SUITE = Suite(
     options=RulerOptions,
     default=tuple(name for name, task in TASKS.items() if not task.data),
     parameters=parameters,
+    notes=notes,
 )

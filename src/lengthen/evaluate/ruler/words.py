@@ -13,6 +13,7 @@ from lengthen.evaluate.draws import Draws
 from lengthen.evaluate.fit import Draft
 from lengthen.evaluate.ruler import templates as t
 from lengthen.evaluate.ruler.lexicon import SEED, all_words, code_pool, word_lists
+from lengthen.recipe.base import size_text
 
 COMMON = 10
 ALPHA = 2.0
@@ -24,7 +25,7 @@ def word_supply(size: int) -> tuple[str, ...]:
     """`size` different words: those of the `wonderwords` lists, then pairs of them.
 
     RULER goes on with a list of 466,000 English words that is not published with it; pairs keep the task (count the
-    most frequent entries) at any length, and a cell that needs them says so.
+    most frequent entries) at any length, and a cell that needs them says so (`pairs_note`).
     """
     words = all_words()
     if size <= len(words):
@@ -32,6 +33,21 @@ def word_supply(size: int) -> tuple[str, ...]:
     adjectives, nouns, _ = word_lists()
     picks = Draws(SEED, "ruler pairs").distinct(0, len(adjectives) * len(nouns), size - len(words))
     return words + tuple(f"{adjectives[p // len(nouns)]}-{nouns[p % len(nouns)]}" for p in picks.tolist())
+
+
+def words_needed(length: int) -> int:
+    """Words of which a cwe prompt of so many tokens is made, and a few more."""
+    return length // (4 * (1 if length < 4096 else 3)) + 64
+
+
+def pairs_note(length: int) -> list[str]:
+    """A note where cwe needs more words than the lists have."""
+    have, need = len(all_words()), words_needed(length)
+    if need <= have:
+        return []
+    return [
+        f"ruler cwe at {size_text(length)}: the list of {have:,} words ends; {need - have:,} entries are word pairs"
+    ]
 
 
 @dataclass
@@ -55,9 +71,7 @@ class CweMaker:
         self.example = (20, 3, 1) if short else (40, 10, 3)
         if self.length < 1024:
             self.often, self.example = 4, (0, 0, 0)
-        need = self.length // (4 * self.seldom) + 64
-        self.words = word_supply(max(need, 2048))
-        self.paired = need > len(all_words())
+        self.words = word_supply(max(words_needed(self.length), 2048))
         c = self.counter
         self.word_counts = c.counts_of(("words", len(self.words)), lambda: [f" {w}" for w in self.words])
         entries = self.length // 3 + 512

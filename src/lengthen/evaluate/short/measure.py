@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from pydantic import Field
 
 from lengthen.common.errors import LengthenError, MissingExtra
 from lengthen.common.files import append_json_line, read_json_lines
 from lengthen.evaluate.cells import as_samples, line_frame
+from lengthen.evaluate.ngrams import text_of
 from lengthen.evaluate.own.icl import IclMaker, score_label
 from lengthen.evaluate.own.labelled import labelled
+from lengthen.evaluate.perplexity import over_documents
 from lengthen.evaluate.samples import Sample
 from lengthen.evaluate.short.instructions import INSTRUCTIONS
 from lengthen.evaluate.short.instructions import NEW_TOKENS as INSTRUCTION_TOKENS
 from lengthen.evaluate.short.texts import chats, code, prose
 from lengthen.evaluate.suites import Job, Measure, Row, cell_context
-from lengthen.generate import open_engine
+from lengthen.generate import is_endpoint, open_engine
 from lengthen.generate.engine import Engine, Message
-from lengthen.models import model_facts
 from lengthen.recipe.base import Settings
-from lengthen.recipe.rope import Extension, extend
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 NAME = "short"
 CLASSIFY_LENGTH, SHOTS, CLASSIFY_CONTEXTS, CLASSIFY_QUESTIONS = 2048, 5, 20, 2
 PREDICTIONS = "short-predictions.jsonl"
+ASKED = ("classify", "instructions")
+"""Tasks that only ask, so that an endpoint can run them; the others need losses."""
 
 
 class ShortOptions(Settings):
@@ -56,18 +61,79 @@ def run(job: Job, engine: Engine, done: frozenset[str]) -> Iterator[tuple[str, R
         "classify": _classify,
         "instructions": _instructions,
     }
-    chosen = (
-        job.choice.tasks if job.choice.tasks is not None else [t for t in tasks if t != "kl" or job.options.reference]
-    )
-    if job.choice.suite in tasks:
-        chosen = [job.choice.suite]
-    for task in chosen:
+    for task in chosen(job):
         if task not in done:
             yield task, {"suite": NAME, "task": task, "length": 0, **tasks[task](job, engine)}
     for task in job.options.lm_eval:
         key = f"lm_eval:{task}"
         if key not in done:
             yield key, {"suite": NAME, "task": key, "length": 0, **_harness(job, task)}
+
+
+def chosen(job: Job) -> list[str]:
+    """Tasks of the set, without the harness's."""
+    if job.choice.suite in SUITE.tasks:
+        return [job.choice.suite]
+    if job.choice.tasks is not None:
+        return list(job.choice.tasks)
+    return [task for task in SUITE.tasks if task != "kl" or job.options.reference]
+
+
+def parts(job: Job) -> list[tuple[str, Job]]:
+    """One for each task."""
+
+    def part(tasks: list[str], harness: list[str]) -> Job:
+        choice = job.choice.model_copy(update={"suite": NAME, "tasks": tasks})
+        return replace(job, choice=choice, options=job.options.model_copy(update={"lm_eval": harness}))
+
+    own = [(task, part([task], [])) for task in chosen(job)]
+    return own + [(f"lm_eval:{task}", part([], [task])) for task in job.options.lm_eval]
+
+
+def check(job: Job) -> None:
+    """Refuse what this model, these options or this installation can never measure."""
+    losses = [task for task in chosen(job) if task not in ASKED]
+    if is_endpoint(job.settings.model) and losses:
+        raise _no_losses(f"short: {', '.join(losses)}")
+    if "kl" in losses and job.options.reference is None:
+        raise _no_reference()
+    if not job.options.lm_eval:
+        return
+    if is_endpoint(job.settings.model):
+        raise LengthenError(
+            "lm-evaluation-harness runs here with a model in this process only.",
+            fix="name the model's folder, or run the harness itself against the endpoint",
+        )
+    if importlib.util.find_spec("lm_eval") is None:
+        raise MissingExtra.of("Short tasks of lm-evaluation-harness", "lm-eval")
+
+
+def texts(job: Job) -> Iterator[str]:
+    """All texts, questions and references of the set; the harness's data are its own."""
+    tasks = chosen(job)
+    if {"prose", "kl"} & set(tasks):
+        yield from prose()
+    if {"code", "kl"} & set(tasks):
+        yield from code()
+    if {"chat", "kl"} & set(tasks):
+        yield from ("\n".join(message["content"] for message in chat) for chat in chats())
+    if "classify" in tasks:
+        yield from map(text_of, classify_samples(job))
+    if "instructions" in tasks:
+        yield from map(text_of, instruction_samples(job))
+
+
+def _no_losses(what: str) -> LengthenError:
+    return LengthenError(
+        f"{what}: loss and divergence need the model in this process; an endpoint gives no token losses.",
+        fix=f"name the model's folder, or ask only: tasks: [{', '.join(ASKED)}]",
+    )
+
+
+def _no_reference() -> LengthenError:
+    return LengthenError(
+        "The task kl needs the starting model.", fix="name it in the suite's options: {reference: default}"
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- loss
@@ -102,31 +168,32 @@ def _chat(job: Job, messages: Sequence[Message]) -> Marked:
 
 def _local(engine: Engine) -> Any:
     if not hasattr(engine, "loss_by_token"):
-        raise LengthenError(
-            "Loss and divergence need the model in this process; an endpoint gives no token losses.",
-            fix="name the model's folder, or leave these tasks out: tasks: [classify, instructions]",
-        )
+        raise _no_losses("short")
     return engine
 
 
 def _loss(job: Job, engine: Engine, task: str, texts: Sequence[Marked]) -> Row:
     """Mean loss of the tokens that count, in nats; every token weighs the same."""
-    total, count = 0.0, 0
+    found: list[np.ndarray] = []
     with job.ctx.progress(f"short {task}", len(texts), "texts") as bar:
         for ids, marks in texts:
-            losses = _local(engine).loss_by_token(ids).tolist()
-            kept = [loss for loss, mark in zip(losses, marks[1:]) if mark]
-            total, count = total + sum(kept), count + len(kept)
+            losses = _local(engine).loss_by_token(ids).numpy().astype(np.float64)
+            found.append(losses[np.array(marks[1:], dtype=bool)])
             bar.advance()
-    return {"value": round(total / count, 5), "unit": "nats", "n": len(texts), "tokens": count}
+    return _mean(found, 5)
+
+
+def _mean(found: Sequence[np.ndarray], digits: int) -> Row:
+    """Mean over all tokens of all texts, with its interval over texts."""
+    joined = np.concatenate(found)
+    row: Row = {"value": round(float(joined.mean()), digits), "unit": "nats", "n": len(found), "tokens": len(joined)}
+    return row | over_documents(found)
 
 
 def _divergence(job: Job, engine: Engine) -> Row:
     """Mean KL(starting model || this model) over the positions of short texts, in nats."""
     if job.options.reference is None:
-        raise LengthenError(
-            "The task kl needs the starting model.", fix="name it in the suite's options: {reference: default}"
-        )
+        raise _no_reference()
     start = open_engine(job.options.reference, dtype=job.settings.dtype)
     try:
         if start.tokenizer.get_vocab() != _local(engine).tokenizer.get_vocab():  # type: ignore[attr-defined]
@@ -135,15 +202,15 @@ def _divergence(job: Job, engine: Engine) -> Row:
                 fix="name the model that this one was trained from",
             )
         texts = [_plain(engine, t)[0] for t in (*prose(), *code())] + [_chat(job, c)[0] for c in chats()]
-        total, count = 0.0, 0
+        found: list[np.ndarray] = []
         with job.ctx.progress("short kl", len(texts), "texts") as bar:
             for ids in texts:
                 kl_T = divergence(log_probs(start, ids), log_probs(engine, ids))
-                total, count = total + float(kl_T.sum()), count + len(kl_T)
+                found.append(kl_T.numpy().astype(np.float64))
                 bar.advance()
     finally:
         start.close()
-    return {"value": round(total / count, 6), "unit": "nats", "n": len(texts), "tokens": count}
+    return _mean(found, 6)
 
 
 def log_probs(engine: Any, ids: Sequence[int]) -> torch.Tensor:
@@ -201,15 +268,22 @@ def _asked(job: Job, engine: Engine, samples: Sequence[Sample], score: Callable[
     outputs = {row["id"]: row["output"] for row in read_json_lines(path, repair=True)}
     by_id = {s.id: s for s in samples}
     waiting = [job.prompts.request(s) for s in samples if s.id not in outputs]
+    failed: list[str] = []
     with job.ctx.progress(f"short {samples[0].task}", len(samples), "prompts", len(samples) - len(waiting)) as bar:
         for answer in engine.generate(waiting):
             bar.advance()
             if answer.error is not None:
-                raise LengthenError(f"{answer.id} got no answer: {answer.error}", fix="run the same command again")
+                failed.append(answer.error)
+                continue
             outputs[answer.id] = answer.text
             found = score(by_id[answer.id], answer.text)
             row = {"id": answer.id, "task": samples[0].task, "output": answer.text, "score": found}
             append_json_line(path, row)
+    if failed:
+        raise LengthenError(
+            f"{len(failed)} of {len(samples)} questions have no answer ({failed[0]})",
+            fix="run again to ask them",
+        )
     scores = [score(s, outputs[s.id]) for s in samples]
     found = interval(scores, [s.context for s in samples])
     return {"score": round(found.mean, 4), "low": round(found.low, 4), "high": round(found.high, 4), "n": found.n}
@@ -224,21 +298,21 @@ def _harness(job: Job, task: str) -> Row:
         huggingface: Any = importlib.import_module("lm_eval.models.huggingface")
     except ImportError as error:
         raise MissingExtra.of("Short tasks of lm-evaluation-harness", "lm-eval") from error
-    from lengthen.generate import is_endpoint
     from lengthen.train.load import load_model
 
-    if is_endpoint(job.settings.model):
-        raise LengthenError(
-            "lm-evaluation-harness runs here with a model in this process only.",
-            fix="name the model's folder, or run the harness itself against the endpoint",
-        )
-    made = Extension(None, None)
-    if job.settings.rope is not None:
-        made = extend(model_facts(job.settings.model), None, job.settings.rope)
+    made = job.extension
     model = load_model(job.settings.model, dtype=job.settings.dtype, rope=made.parameters, window=made.window)
     model.set_attn_implementation("sdpa")
     wrapped = huggingface.HFLM(pretrained=model, tokenizer=job.prompts.tokenizer, batch_size=1)
-    result = lm_eval.simple_evaluate(model=wrapped, tasks=[task], limit=job.options.lm_eval_limit, log_samples=False)
+    try:
+        result = lm_eval.simple_evaluate(
+            model=wrapped, tasks=[task], limit=job.options.lm_eval_limit, log_samples=False
+        )
+    except (OSError, KeyError, ValueError) as error:  # no such task, or its data cannot be had
+        raise LengthenError(
+            f"lm-evaluation-harness cannot run '{task}': {error}.",
+            fix="see `lm_eval ls tasks`; its data come from the Hub",
+        ) from error
     if result is None or task not in result["results"]:
         raise LengthenError(f"lm-evaluation-harness has no result for '{task}'.", fix="see `lm_eval ls tasks`")
     found = {k: v for k, v in result["results"][task].items() if isinstance(v, float) and "stderr" not in k}
@@ -256,4 +330,8 @@ SUITE = Measure(
     run=run,
     tasks=dict.fromkeys(("prose", "code", "chat", "kl"), 0) | {"classify": 8, "instructions": INSTRUCTION_TOKENS},
     options=ShortOptions,
+    counted="its texts and questions are fixed; options.lm_eval_limit bounds those of lm-evaluation-harness",
+    parts=parts,
+    check=check,
+    texts=texts,
 )

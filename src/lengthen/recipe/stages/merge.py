@@ -32,6 +32,8 @@ class MergeStage(StageSettings):
             raise ValueError("give either models or checkpoints")
         if self.models and len(self.models) < 2:
             raise ValueError("a merge needs at least two models")
+        if self.models and self.last != type(self).model_fields["last"].default:
+            raise ValueError("last has no effect with models; drop it, or give checkpoints")
         count = len(self.models) if self.models else self.last
         if self.weights and len(self.weights) != count:
             raise ValueError(f"{len(self.weights)} weights for {count} models")

@@ -44,7 +44,8 @@ class QuestionsStage(StageSettings):
         ge=1,
         le=32,
         description="Most questions about one document; 1 to this many are drawn, fewer where the facts answer no "
-        "more. Further questions are about facts that the first one leaves open, as turns.",
+        "more. Further questions are about facts that the earlier answers leave open, as turns: `single` ones after "
+        "single, several and order, else of the first one's task.",
     )
     min_facts: int = Field(default=1, ge=1, le=32, description="Fewest planted facts (a task may need more).")
     max_facts: int = Field(default=6, ge=1, le=32, description="Most planted facts; those not asked are distractors.")

@@ -11,6 +11,7 @@ from lengthen.common.errors import LengthenError
 from lengthen.recipe.base import Derived, ModelFacts, Settings, Size, StageSettings, size_text
 from lengthen.recipe.rope import RopeSettings, extend
 
+RECOMPUTE_OVER = 4096  # tokens at once: beyond them activations outweigh the recomputing (a sixth of the speed)
 PROLONG_BATCH = 4 * 2**20  # tokens a step of ProLong's first stage, arXiv 2410.02660, Table 9
 
 
@@ -36,6 +37,8 @@ class PositionSettings(Settings):
     def _fits(self) -> PositionSettings:
         if self.targets and self.type not in ("pose", "skip"):
             raise ValueError(f"targets have no meaning with positions.type {self.type}; use pose or skip")
+        if self.type != "skip" and self.unit != type(self).model_fields["unit"].default:
+            raise ValueError(f"unit has no effect with positions.type {self.type}; drop it, or use skip")
         if not 1 <= self.unit[0] <= self.unit[1]:
             raise ValueError("unit must be [shortest, longest] with 1 <= shortest <= longest")
         return self
@@ -106,7 +109,8 @@ class TrainStage(StageSettings):
         default="auto", description="bfloat16 keeps fp32 master weights. auto: bfloat16 where it is fast."
     )
     checkpointing: bool | Literal["auto"] = Field(
-        default="auto", description="Recompute activations in the backward pass. auto: for rows over 4K tokens."
+        default="auto",
+        description="Recompute activations in the backward pass. auto: for rows (x micro_batch) over 4K tokens.",
     )
     activation_offload: bool = Field(default=False, description="Keep activations in main memory (GPUs).")
     liger: bool = Field(default=False, description="Use Liger's kernels (GPUs; pip install 'lengthen[gpu]').")
@@ -154,6 +158,10 @@ class TrainStage(StageSettings):
             raise ValueError(f"keep_after {self.keep_after} is more than keep {self.keep}")
         if self.warmup >= 1 and self.warmup != int(self.warmup):
             raise ValueError(f"warmup {self.warmup:g} is neither a share below 1 nor a whole number of steps")
+        if self.schedule == "constant" and self.lr_floor != type(self).model_fields["lr_floor"].default:
+            raise ValueError(
+                "lr_floor has no effect with schedule constant, which stays at lr; drop it, or use another"
+            )
         if self.steps is not None and (problem := warmup_problem(self, self.steps)):
             raise ValueError(problem)
         if self.positions.type in ("pose", "skip") and not self.positions.targets and self.length is None:
@@ -203,6 +211,18 @@ def refuse_long_warmup(stage: TrainStage, steps: int) -> None:
     """Raises: LengthenError where `warmup_problem` has something to say about derived steps."""
     if problem := warmup_problem(stage, steps):
         raise LengthenError(f"{stage.name or 'train'}: {problem}.")
+
+
+def recomputes(stage: TrainStage, row_length: int) -> bool:
+    """Whether activations are computed again in the backward pass. `auto` looks at the longest line of tokens, before
+    it is shared out to sequence-parallel ranks.
+
+    Args:
+        row_length: tokens of the longest row.
+    """
+    if stage.checkpointing == "auto":
+        return row_length * stage.micro_batch > RECOMPUTE_OVER
+    return stage.checkpointing
 
 
 class Plan(Settings):
