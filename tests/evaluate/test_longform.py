@@ -49,6 +49,15 @@ def test_bands_and_asked_lengths_are_read(files):
     assert load_prompts(files["prompts"])[0].family == "open"
 
 
+def test_rows_that_name_no_language_are_told_by_their_script(tmp_path):
+    """LongBench-Write's published rows have none, and are English and Chinese."""
+    asked = ["Write a 100-word note on Latin.", "对于雷锋精神的推文，200字以内", "写一篇关于iPhone 16 Pro的评测，800字"]
+    rows = [{"prompt": prompt, "type": "Essay", "length": 100} for prompt in asked]
+    rows.append({"language": "zh", "type": "about", "constraint": "about 4,000 words", "query": "On salt."})
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    assert [p.language for p in load_prompts(str(tmp_path / "rows.jsonl"))] == ["en", "zh", "zh", "zh"]
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [(1600, 0), (2000, 0.25), (2400, 0.5), (3200, 1), (4800, 1), (5400, 0.75), (6000, 0.5), (7200, 0)],
@@ -100,6 +109,7 @@ def test_samples_and_scores(files, tokenizer, tmp_path):
     assert suite.score(free, story(50)) == 1.0 and suite.score(free, " ".join([story(10)] * 5)) < 0.25
     _, english = job("longform", tokenizer, tmp_path, options={**files, "language": "en"})
     assert len(list(suite.make(english, "longen", 0, range(10)))) == 3
+    assert len(list(suite.make(english, "longbench_write", 0, range(10)))) == 3
 
 
 def test_summary_with_a_judge(files, tokenizer, tmp_path, endpoint):  # noqa: F811

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from lengthen.common.errors import LengthenError
 from lengthen.common.files import read_json_lines
-from lengthen.common.words import longen_demand
+from lengthen.common.words import is_cjk, longen_demand
 
 Family = Literal["longen", "longbench-write", "open"]
 HUB = {"longen": ("quanshr/LonGen", "test"), "longbench_write": ("THUDM/LongBench-Write", "train")}
@@ -77,15 +77,21 @@ def read_prompt(row: Mapping[str, Any], name: str) -> WritingPrompt:
     name = str(row.get("id", name))
     if {"query", "type", "constraint"} <= row.keys():
         low, high = longen_demand(row["type"], row["constraint"])
-        return WritingPrompt(name, row["query"], "longen", row["type"], low, high, str(row.get("language", "")))
+        return WritingPrompt(name, row["query"], "longen", row["type"], low, high, _language(row, row["query"]))
     if {"prompt", "length"} <= row.keys():
         asked = float(row["length"])
-        return WritingPrompt(name, row["prompt"], "longbench-write", str(row.get("type", "")), asked, asked)
+        kind = str(row.get("type", ""))
+        return WritingPrompt(name, row["prompt"], "longbench-write", kind, asked, asked, _language(row, row["prompt"]))
     if "prompt" in row:
         words = float(row.get("words", 0))
-        return WritingPrompt(name, row["prompt"], "open", "", words, words)
+        return WritingPrompt(name, row["prompt"], "open", "", words, words, _language(row, row["prompt"]))
     raise LengthenError(
         f"Writing prompt {name} has the keys {', '.join(sorted(row))}.",
         why="none of the schemas fits: {query, type, constraint}, {prompt, length}, {prompt}",
         fix="rename its columns",
     )
+
+
+def _language(row: Mapping[str, Any], prompt: str) -> str:
+    """The row's own; LongBench-Write's rows name none, so theirs is told by the script."""
+    return str(row.get("language") or ("zh" if is_cjk(prompt) else "en"))

@@ -32,7 +32,9 @@ class LongformOptions(Settings):
         default=None, description="File with LongBench-Write's rows. Default: from the Hub."
     )
     prompts: str | None = Field(default=None, description="File with prompts of your own, for the task `prompts`.")
-    language: str | None = Field(default=None, description="Only prompts of this language (en, zh), where rows say so.")
+    language: str | None = Field(
+        default=None, description="Only prompts of this language (en, zh); by their script where rows name none."
+    )
     judge: str | None = Field(
         default=None, description="Judge of quality: an endpoint (http://host:port/v1#model), a folder or a Hub name."
     )
@@ -193,5 +195,6 @@ SUITE = Suite(
     default=("longen", "longbench_write"),
     parameters=parameters,
     summary=summary,
+    version=2,
     sized=False,
 )
