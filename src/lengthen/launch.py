@@ -7,6 +7,8 @@ is no way to wait. The launcher's own key-value store is.
 from __future__ import annotations
 
 import os
+import time
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -21,6 +23,7 @@ class Launch:
 
     def __init__(self, store: Any | None) -> None:
         self._store = store
+        self._failed = False
 
     @classmethod
     def join(cls) -> Launch:
@@ -48,8 +51,23 @@ class Launch:
 
     def fail(self, why: str) -> None:
         """First rank: it is over; ranks that wait stop too."""
+        self._failed = True
         if self._store is not None:
             self._store.set("failed", why or "stopped")
+
+    def leave(self) -> None:
+        """All ranks, at the end: the first one may hold the store, so it goes last. It waits a minute at most, and ten
+        seconds after a failure: other ranks may be gone, or in the middle of a computation."""
+        if self._store is None:
+            return
+        if not dist.is_main():
+            with suppress(RuntimeError):  # the store is gone: the first rank waited long enough
+                self._store.set(f"left/{dist.rank()}", "")
+            return
+        others = [f"left/{rank}" for rank in range(1, dist.world_size())]
+        end = time.monotonic() + (10 if self._failed else 60)
+        while time.monotonic() < end and not self._store.check(others):
+            _pause()
 
     def hear(self, key: str) -> str:
         """Other ranks: wait until the first one has said what happens with `key`."""
@@ -64,6 +82,4 @@ class Launch:
 
 
 def _pause() -> None:
-    import time
-
     time.sleep(0.5)

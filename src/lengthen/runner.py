@@ -100,19 +100,31 @@ def run_recipe(recipe: Recipe, run: Path, *, redo: Sequence[str] = (), say: Call
         if name not in recipe.names:
             raise LengthenError(f"There is no stage '{name}' to run anew.", fix=nearest(name, recipe.names))
     launch = Launch.join()
-    if not dist.is_main():
-        _follow(recipe, run, launch)
-        return run
-    with explain_disk(run):
-        (run / "stages").mkdir(parents=True, exist_ok=True)
     try:
+        if dist.is_main():
+            _alone(recipe, run, launch, set(redo), say)
+        else:
+            _follow(recipe, run, launch)
+    finally:
+        launch.leave()
+    return run
+
+
+def _alone(recipe: Recipe, run: Path, launch: Launch, redo: set[str], say: Callable[[str], None]) -> None:
+    """First rank: run the recipe, as the only process of this folder."""
+    try:
+        with explain_disk(run):
+            (run / "stages").mkdir(parents=True, exist_ok=True)
         with FileLock(run / ".lock", timeout=0):
-            _lead(recipe, run, launch, set(redo), say)
+            _lead(recipe, run, launch, redo, say)
     except Timeout:
+        launch.fail(f"another process is running in {run}")
         raise LengthenError(
             f"Another process is running in {run}.", fix="wait for it, stop it, or choose another folder with --out"
         ) from None
-    return run
+    except BaseException as error:
+        launch.fail(str(error))
+        raise
 
 
 def _lead(recipe: Recipe, run: Path, launch: Launch, redo: set[str], say: Callable[[str], None]) -> None:
@@ -124,9 +136,6 @@ def _lead(recipe: Recipe, run: Path, launch: Launch, redo: set[str], say: Callab
         for number, stage in enumerate(recipe.stages, 1):
             _stage(stage, recipe, run, launch, stage.name in redo, f"[{number}/{len(plans)}] {stage.name}", say)
             outlook.finish(stage.name)
-    except BaseException as error:
-        launch.fail(str(error))
-        raise
     finally:
         progress.show_outlook(None)
 

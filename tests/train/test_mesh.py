@@ -1,4 +1,4 @@
-"""Ranks, Ulysses' exchange and its refusals, sharded checkpoints, and a launch under torchrun."""
+"""Ranks, Ulysses' exchange and its refusals, sharded checkpoints, and launches by torchrun, Accelerate and Slurm."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from lengthen.common.errors import LengthenError
 from lengthen.common.manifest import StageContext
 from lengthen.recipe.stages.train import TrainStage
 from lengthen.train.mesh import check_sequence_parallel, ranks_of
 from lengthen.train.run import train
+from tests.slurm import free_ports, slurm  # noqa: F401
 from tests.train.rows import ordinary_rows
 
 ROOT = Path(__file__).parents[2]
@@ -172,17 +174,52 @@ stages:
 """
 
 
-def test_torchrun_runs_a_recipe(tmp_path, model_folder):
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
+# Without GPUs Accelerate starts several processes of one machine under this flag only.
+ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+              "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")  # fmt: skip
+
+
+def launched(folder: Path, model: Path, *launcher: str) -> None:
     """Tables and rows are made by the first rank alone, both train, and the losses are those of one process."""
-    (tmp_path / "recipe.yaml").write_text(f"model: {model_folder}\n{RECIPE}")
-    words = ["-m", "lengthen", "run", str(tmp_path / "recipe.yaml"), "--out"]
-    command(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *words, str(tmp_path / "two"))
+    (folder / "recipe.yaml").write_text(f"model: {model}\n{RECIPE}")
+    words = ["-m", "lengthen", "run", str(folder / "recipe.yaml"), "--out"]
+    command(*launcher, *words, str(folder / "two"))
     # The same rows, on one process: only the train stage runs.
-    shutil.copytree(tmp_path / "two", tmp_path / "one", symlinks=True)
-    shutil.rmtree(tmp_path / "one" / "stages" / "train")
-    command(sys.executable, *words, str(tmp_path / "one"))
-    one, two = (metrics(tmp_path / name / "stages" / "train") for name in ("one", "two"))
+    shutil.copytree(folder / "two", folder / "one", symlinks=True)
+    shutil.rmtree(folder / "one" / "stages" / "train")
+    command(sys.executable, *words, str(folder / "one"))
+    one, two = (metrics(folder / name / "stages" / "train") for name in ("one", "two"))
     assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], abs=1e-5)
     assert [line["tokens"] for line in two] == [line["tokens"] for line in one]
-    manifest = json.loads((tmp_path / "two" / "stages" / "train" / "manifest.json").read_text())
+    manifest = json.loads((folder / "two" / "stages" / "train" / "manifest.json").read_text())
     assert manifest["status"] == "done"
+
+
+@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
+def test_launchers_run_a_recipe(tmp_path, model_folder, launcher):
+    launched(tmp_path, model_folder, *launcher)
+
+
+def test_all_ranks_stop_when_the_first_one_may_not_run(tmp_path, model_folder):
+    """The folder belongs to somebody else: each rank says so and ends, and none waits for ever."""
+    (tmp_path / "recipe.yaml").write_text(f"model: {model_folder}\n{RECIPE}")
+    (tmp_path / "run").mkdir()
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+                 "MASTER_PORT": str(free_ports(1)[0])}  # fmt: skip
+    words = [sys.executable, "-m", "lengthen", "run", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")]
+    with FileLock(tmp_path / "run" / ".lock"):
+        ranks = [
+            subprocess.Popen(words, env={**variables, "RANK": str(rank), "LOCAL_RANK": str(rank)}, cwd=ROOT,
+                             stderr=subprocess.PIPE, text=True)
+            for rank in range(2)
+        ]  # fmt: skip
+        said = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [1, 1]
+    assert "Another process is running" in said[0] and "The first rank stopped: another process" in said[1]
+
+
+@pytest.mark.slow
+def test_slurm_runs_a_recipe(tmp_path, model_folder, slurm):  # noqa: F811
+    """srun gives each task its number; nothing else is told."""
+    launched(tmp_path, model_folder, "srun", "-n", "2", "--partition", "main", sys.executable)
