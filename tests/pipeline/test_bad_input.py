@@ -192,7 +192,7 @@ def test_ctrl_c_in_any_stage_loses_nothing(place, tmp_path):
     last = subprocess.run(command, cwd=tmp_path, env=environment(tmp_path / "cache"), text=True, capture_output=True)
     assert last.returncode == 0 and not list((run / "stages").glob("*.old-*")), last.stderr
     ids = [json.loads(line)["id"] for line in (run / "stages/as-is/predictions.jsonl").read_text().splitlines()]
-    assert len(ids) == len(set(ids)) == 6, "no sample was asked twice"
+    assert len(ids) == len(set(ids)) == 24, "four questions on each of six texts, and none was asked twice"
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 6
 
 

@@ -134,7 +134,7 @@ def test_killed_again_and_again_it_ends_where_the_whole_run_ended(material, whol
 
     assert losses(run) == pytest.approx(losses(whole_run), abs=1e-6)
     ids = [json.loads(line)["id"] for line in (run / "stages/as-is/predictions.jsonl").read_text().splitlines()]
-    assert len(ids) == len(set(ids)) == 6, "no sample was asked twice"
+    assert len(ids) == len(set(ids)) == 24, "four questions on each of six texts, and none was asked twice"
 
 
 def test_asking_for_more_samples_keeps_the_answers_it_has(whole_run, material, tmp_path):
@@ -145,5 +145,5 @@ def test_asking_for_more_samples_keeps_the_answers_it_has(whole_run, material, t
     before = (run / "stages/as-is/predictions.jsonl").read_text()
     run_recipe(load_recipe(str(material), changes=["as-is.samples=4"]), run, say=lambda _: None)
     after = (run / "stages/as-is/predictions.jsonl").read_text()
-    assert after.startswith(before) and len(after.splitlines()) == len(before.splitlines()) + 2
+    assert after.startswith(before) and len(after.splitlines()) == len(before.splitlines()) + 8
     assert not (run / "stages/as-is.old-1").exists()
