@@ -53,7 +53,8 @@ class Launch:
         """First rank: it is over; ranks that wait stop too."""
         self._failed = True
         if self._store is not None:
-            self._store.set("failed", why or "stopped")
+            with suppress(RuntimeError):  # the launcher's store may be gone; the reason is told all the same
+                self._store.set("failed", why or "stopped")
 
     def leave(self) -> None:
         """All ranks, at the end: the first one may hold the store, so it goes last. It waits a minute at most, and ten
@@ -66,8 +67,9 @@ class Launch:
             return
         others = [f"left/{rank}" for rank in range(1, dist.world_size())]
         end = time.monotonic() + (10 if self._failed else 60)
-        while time.monotonic() < end and not self._store.check(others):
-            _pause()
+        with suppress(RuntimeError):
+            while time.monotonic() < end and not self._store.check(others):
+                _pause()
 
     def hear(self, key: str) -> str:
         """Other ranks: wait until the first one has said what happens with `key`."""

@@ -6,6 +6,7 @@ import pytest
 
 from lengthen.common.errors import LengthenError
 from lengthen.common.manifest import StageContext
+from lengthen.evaluate.haystack import haystack_text
 from lengthen.evaluate.run import make_plan
 from lengthen.recipe.stages.evaluate import EvaluateStage
 from tests.evaluate.helpers import story
@@ -41,3 +42,8 @@ def test_a_haystack_that_repeats_is_noted(suite, task, model_folder, tmp_path):
             notes.setdefault(name, []).append([n for n in plan.notes if "repeats" in n])
     assert notes["short"] == [[f"{suite} at 8K: the haystack is shorter than the prompt and repeats"]] * 2
     assert notes["long"] == [[], []]
+
+
+def test_text_without_spaces_counts_its_signs_as_words(tmp_path):
+    (tmp_path / "zh.txt").write_text("守灯人每天清晨都要数一遍箱子。" * 40)
+    assert haystack_text(str(tmp_path / "zh.txt"))

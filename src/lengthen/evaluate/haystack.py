@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lengthen.common.errors import LengthenError
-from lengthen.common.words import sentence_spans
+from lengthen.common.words import count_words, sentence_spans
 from lengthen.data.packages import package_files
 from lengthen.recipe.base import size_text
 
@@ -127,16 +127,16 @@ def haystack_text(source: str) -> str:
         LengthenError: no such source, or too little text to hide anything in.
     """
     text = _read(source)[0]
-    sentences, words = _size(text)
+    sentences, words, _ = _size(text)
     if sentences < _FEWEST_SENTENCES or words < _FEWEST_WORDS:
         raise _too_small(source, f"{sentences} sentences, {words:,} words", f"{_FEWEST_WORDS} words")
     return text
 
 
 @lru_cache(maxsize=4)
-def _size(text: str) -> tuple[int, int]:
-    """(sentences, words) of a text."""
-    return sum(1 for b, e in sentence_spans(text) if text[b:e].strip()), len(text.split())
+def _size(text: str) -> tuple[int, int, int]:
+    """(sentences, words, pieces between spaces) of a text."""
+    return sum(1 for b, e in sentence_spans(text) if text[b:e].strip()), count_words(text), len(text.split())
 
 
 def _too_small(source: str, has: str, least: str) -> LengthenError:
@@ -149,7 +149,7 @@ def _too_small(source: str, has: str, least: str) -> LengthenError:
 
 def repeat_note(suite: str, source: str, length: int, words: int) -> list[str]:
     """A note where a prompt holds so many words of a source that some of it stands there twice."""
-    return [REPEATS.format(suite=suite, length=size_text(length))] if words > _size(haystack_text(source))[1] else []
+    return [REPEATS.format(suite=suite, length=size_text(length))] if words > _size(haystack_text(source))[2] else []
 
 
 _KNOWN: dict[tuple[str, str], Haystack] = {}

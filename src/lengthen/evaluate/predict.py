@@ -94,10 +94,15 @@ class Predictions:
             if row is None and not self.others:
                 continue
             question = asked(sample)
+            if row is not None:
+                self.others.pop(_key(row), None)
             if row is not None and row.get("asked", question) != question:
                 self._let_go(sample.id)
                 row = None
-            again = self.others.pop((sample.id, question), None) if row is None else None
+            again = None
+            if row is None:
+                # Answers of older versions do not tell their question.
+                again = self.others.pop((sample.id, question), None) or self.others.pop((sample.id, ""), None)
             if again is not None:
                 self.by_id[sample.id] = again
         return [sample for sample in samples if sample.id not in self.by_id]

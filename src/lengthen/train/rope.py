@@ -30,8 +30,9 @@ def extension_for(folder: Path, length: int | None, settings: RopeSettings) -> E
 
 
 def check_targets(folder: Path, extension: Extension, targets: list[int]) -> None:
-    """Refuse training positions beyond a model whose RoPE stays as it is. A stage that extends it may aim a little
-    beyond its length, so that the last positions of that length are not the rarest.
+    """Refuse training positions beyond a model whose RoPE was never extended and stays as it is. An extended one may
+    aim a little beyond its length, so that the last positions of that length are not the rarest; how far its scaling
+    reaches, a config does not tell for sure.
 
     Raises:
         LengthenError: with the farthest target and the model's positions.
@@ -41,7 +42,10 @@ def check_targets(folder: Path, extension: Extension, targets: list[int]) -> Non
     facts = ModelFacts.read(folder)
     positions = int(facts.config.get("max_position_embeddings") or 0)
     rope = facts.rope.get("full_attention", facts.rope)
-    if (rope.get("rope_type") or rope.get("type")) == "dynamic":  # keeps its first window in the config
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind not in ("default", "dynamic"):
+        return
+    if kind == "dynamic":  # keeps its first window in the config
         positions = round(positions * float(rope.get("factor") or 1.0))
     if 0 < positions < max(targets):
         raise LengthenError(

@@ -160,7 +160,8 @@ class TrainStage(StageSettings):
             raise ValueError(f"warmup {self.warmup:g} is neither a share below 1 nor a whole number of steps")
         if self.schedule == "constant" and self.lr_floor != type(self).model_fields["lr_floor"].default:
             raise ValueError(
-                "lr_floor has no effect with schedule constant, which stays at lr; drop it, or use another"
+                "lr_floor has no effect with schedule constant, which stays at lr; drop it (or set it back to 0.1), "
+                "or use another"
             )
         if self.steps is not None and (problem := warmup_problem(self, self.steps)):
             raise ValueError(problem)
