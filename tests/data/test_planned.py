@@ -118,7 +118,7 @@ def test_any_mix_of_packings_holds_each_token_once(tmp_path_factory, documents, 
     store = TokenStore(work / "tokens", len(present))
     planned = plan_rows(stage_settings, store, np.array(store.part, dtype=np.int64), {}, seed, 0)
     planned.plan.save(work / "plan")
-    maker = RowMaker(work, planned.plan, [one["name"] for one in named], seed, False)
+    maker = RowMaker(work, planned.plan, [one["name"] for one in named], seed, ["input_ids"])
     found: Counter = Counter()
     for number in range(planned.plan.count):
         row = maker.row(number)

@@ -165,7 +165,7 @@ def test_ctrl_c_stops_with_one_line_and_loses_nothing(recipe_file, tmp_path):
     time.sleep(1.0)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode in (130, -signal.SIGINT)
     assert "run the same command again" in err and "Traceback" not in err
     assert json.loads((tmp_path / "run/stages/one/manifest.json").read_text())["status"] == "running"
 

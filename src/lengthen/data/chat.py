@@ -10,13 +10,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from lengthen.common.words import sentence_spans
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+# Longest question, in characters: longer last paragraphs are read text that ends with one.
+_QUESTION = 400
 _MARK = "\u27e6lengthen-answer-{}\u27e7"
 
 
@@ -36,6 +40,15 @@ class Rendered:
     spans: tuple[tuple[int, int], ...]
 
 
+class Encoded(NamedTuple):
+    """A conversation as tokens: ids int32 (T,); mask uint8 (T,), 1 where token t is a target; starts uint8 (T,), 1
+    where token t begins a unit (see `unit_starts`), the first token always."""
+
+    ids: np.ndarray
+    mask: np.ndarray
+    starts: np.ndarray
+
+
 class ChatEncoder:
     """Renders and tokenises conversations with a tokenizer's own chat template."""
 
@@ -49,9 +62,10 @@ class ChatEncoder:
         self._stops = [t for t in self._special if tokenizer.convert_tokens_to_ids(t) in set(tokenizer.all_special_ids)
                        or t.startswith(("<|", "</s", "<end", "<eos", "<｜"))]  # fmt: skip
 
-    def encode(self, messages: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-        """(ids int32, mask uint8), mask[t] = 1 where token t is a target. Raises ChatError with the rule."""
+    def encode(self, messages: Sequence[dict[str, Any]]) -> Encoded:
+        """Tokens, what is trained of them, and where units begin. Raises ChatError with the rule."""
         rendered = self.render(messages)
+        places = unit_starts(messages, rendered)
         encoding = self.tokenizer.backend_tokenizer.encode(rendered.text, add_special_tokens=False)
         ids = np.array(encoding.ids, dtype=np.int32)
         begins = np.array([span[0] for span in encoding.offsets], dtype=np.int64)
@@ -61,19 +75,22 @@ class ChatEncoder:
             if ((begins < begin) & (ends > begin)).any():
                 # A token reaches from the header into the answer. In use the two are tokenised apart, as prompt and
                 # output, so they are here.
-                return self._encode_apart(rendered)
+                return self._encode_apart(rendered, places)
             mask[(begins >= begin) & (begins < end) & (ends <= end)] = 1
-        return ids, mask
+        return Encoded(ids, mask, _tokens_at(places, ends))
 
-    def _encode_apart(self, rendered: Rendered) -> tuple[np.ndarray, np.ndarray]:
+    def _encode_apart(self, rendered: Rendered, places: Sequence[int]) -> Encoded:
         ids: list[int] = []
         mask: list[int] = []
+        ends: list[int] = []
         edges = [0, *(edge for span in rendered.spans for edge in span), len(rendered.text)]
         for number, (begin, end) in enumerate(itertools.pairwise(edges)):
-            part = self.tokenizer.backend_tokenizer.encode(rendered.text[begin:end], add_special_tokens=False).ids
-            ids += part
-            mask += [number % 2] * len(part)
-        return np.array(ids, dtype=np.int32), np.array(mask, dtype=np.uint8)
+            part = self.tokenizer.backend_tokenizer.encode(rendered.text[begin:end], add_special_tokens=False)
+            ids += part.ids
+            mask += [number % 2] * len(part.ids)
+            ends += [begin + span[1] for span in part.offsets]
+        starts = _tokens_at(places, np.array(ends, dtype=np.int64))
+        return Encoded(np.array(ids, dtype=np.int32), np.array(mask, dtype=np.uint8), starts)
 
     def render(self, messages: Sequence[dict[str, Any]]) -> Rendered:
         """The whole conversation as the template writes it, and where its answers are."""
@@ -150,6 +167,53 @@ class ChatEncoder:
             # Templates raise jinja errors of their own wording: roles out of order, unknown roles, missing fields.
             raise ChatError("template_refused", f"the chat template refuses it ({error})") from error
         return str(text)
+
+
+def unit_starts(messages: Sequence[dict[str, Any]], rendered: Rendered) -> list[int]:
+    """Where skipped positions may leave gaps in a conversation: offsets in its text, ascending, the first 0.
+
+    What is read is cut into sentences, as LongRecipe does (arXiv 2409.00509); a line ends one too. An answer stays in
+    one unit with the question before it: the last paragraph of that message, or its last sentence where the paragraph
+    is longer than `_QUESTION` characters. A gap there would train answers far from their questions, which no use has.
+    """
+    text, starts, place = rendered.text, [0], 0
+    spans = iter(rendered.spans)
+    for number, message in enumerate(messages):
+        if message["role"] == "assistant":
+            place = next(spans)[1]
+            continue
+        content = str(message["content"]).strip()
+        begin = text.find(content, place)
+        if begin < 0 or not content:
+            continue  # The template wrote it in another form: it stays whole.
+        asked = number + 1 < len(messages) and messages[number + 1]["role"] == "assistant"
+        last = _question(content) if asked else len(content)
+        cuts = [at for at in _spoken(content[:last]) if at] + ([last] if 0 < last < len(content) else [])
+        starts += [begin + at for at in cuts]
+        place = begin + len(content)
+    return starts
+
+
+def _question(content: str) -> int:
+    """Where the question at the end of a message begins."""
+    paragraph = content.rfind("\n\n") + 2 if "\n\n" in content else 0
+    if len(content) - paragraph <= _QUESTION:
+        return paragraph
+    return paragraph + max(_spoken(content[paragraph:]), default=0)
+
+
+def _spoken(text: str) -> list[int]:
+    """Begins of the sentences that hold a letter or a digit."""
+    return [a for a, b in sentence_spans(text) if any(c.isalnum() for c in text[a:b])]
+
+
+def _tokens_at(places: Sequence[int], ends: np.ndarray) -> np.ndarray:
+    """uint8 (T,): 1 for the token that holds each place's character (a word's token often begins with the blank)."""
+    starts = np.zeros(len(ends), dtype=np.uint8)
+    at = np.searchsorted(ends, np.array(places, dtype=np.int64), side="right")
+    starts[at[at < len(ends)]] = 1
+    starts[:1] = 1
+    return starts
 
 
 def check_messages(messages: Any) -> None:

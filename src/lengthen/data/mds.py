@@ -157,7 +157,7 @@ def _documents(
     source: str, name: str, number: int, where: str, sample: dict[str, Any], ledger: Ledger
 ) -> Iterator[Document]:
     ids = np.asarray(sample["input_ids"])
-    mask = np.asarray(sample["mask"]).astype(np.uint8) if "mask" in sample else None
+    mask = (np.asarray(sample["mask"]) != 0).astype(np.uint8) if "mask" in sample else None
     spans = np.asarray(sample.get("indices", [(0, len(ids))])).reshape(-1, 2).tolist()
     if spans and (min(b for b, _ in spans) < 0 or max(e for _, e in spans) > len(ids)):
         ledger.problem("bad_indices", where, f"its indices leave the {len(ids)} tokens")

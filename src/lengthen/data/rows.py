@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from lengthen.common.seeds import named_random
 from lengthen.data import plan as plans
 from lengthen.data.interleave import cip, knots_of, untie_the_knots
 from lengthen.data.shards import ROWS, Row, write_shard
-from lengthen.data.store import TokenReader
+from lengthen.data.store import TRAINED, UNIT, TokenReader
 from lengthen.data.tokenize import load_text_tokenizer
 
 
@@ -30,7 +30,7 @@ def write_rows(work: Path, number: int) -> None:
     plan = plans.RowPlan.load(work / "plan")
     edges = np.linspace(0, plan.count, layout["shards"] + 1).round().astype(np.int64)
     rows = range(int(edges[number]), int(edges[number + 1]))
-    maker = RowMaker(work, plan, layout["sources"], layout["seed"], "loss_mask" in layout["columns"])
+    maker = RowMaker(work, plan, layout["sources"], layout["seed"], layout["columns"])
     write_shard(target, (maker.row(r) for r in rows), layout["row_length"], layout["columns"])
     maker.reader.close()
 
@@ -38,8 +38,9 @@ def write_rows(work: Path, number: int) -> None:
 class RowMaker:
     """Puts rows together. Each row's randomness comes from its number, so any task makes the same row."""
 
-    def __init__(self, work: Path, plan: plans.RowPlan, sources: list[str], seed: int, with_mask: bool) -> None:
-        self.plan, self.sources, self.seed, self.with_mask = plan, sources, seed, with_mask
+    def __init__(self, work: Path, plan: plans.RowPlan, sources: list[str], seed: int, columns: Sequence[str]) -> None:
+        self.plan, self.sources, self.seed = plan, sources, seed
+        self.with_mask, self.with_units = "loss_mask" in columns, "unit_lens" in columns
         self.reader = TokenReader(work / "tokens")
         self.knots = knots_of(load_text_tokenizer(work)) if (np.asarray(plan.way) == plans.UTK).any() else None
 
@@ -61,20 +62,27 @@ class RowMaker:
             texts = [texts[piece.document][piece.begin : piece.end] for piece in order]
             masks = [masks[piece.document][piece.begin : piece.end] for piece in order] if masks else []
             names = [names[piece.document] for piece in order]
+        bits = np.concatenate(masks) if masks else None
         return Row(
             np.concatenate(texts),
             np.array([len(text) for text in texts], np.int32),
             "joined" if way == plans.CIP else "isolated",
             tuple(names),
-            np.concatenate(masks) if masks else None,
+            None if bits is None else bits & TRAINED,
+            unit_lens=_unit_lens(bits, [len(text) for text in texts]) if self.with_units and bits is not None else None,
         )
+
+
+def _unit_lens(bits: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
+    """int32: a unit begins where the bits say so, and with every document or piece of one."""
+    begins = (bits & UNIT) > 0
+    begins[np.concatenate([[0], np.cumsum(lengths)[:-1]])] = True
+    return np.diff(np.append(np.flatnonzero(begins), len(bits))).astype(np.int32)
 
 
 def iterate_rows(work: Path, rows: range) -> Iterator[Row]:
     """Rows of a planned work folder, without writing them."""
     layout = read_json(work / "layout.json")
-    maker = RowMaker(
-        work, plans.RowPlan.load(work / "plan"), layout["sources"], layout["seed"], "loss_mask" in layout["columns"]
-    )
+    maker = RowMaker(work, plans.RowPlan.load(work / "plan"), layout["sources"], layout["seed"], layout["columns"])
     for number in rows:
         yield maker.row(number)

@@ -11,10 +11,13 @@ import numpy as np
 
 from lengthen.common.files import explain_disk, read_json, write_json
 
+TRAINED, UNIT = 1, 2
+"""Bits of a mask's bytes: the token is trained; the token begins a unit (conversations only)."""
+
 
 class PartWriter:
-    """Writes one task's documents: `NNNNN.tokens` (int32), `.mask` (uint8, when there are masks), `.npz` (arrays with
-    one entry a document) and, last, `.json` (counts). A part without its `.json` does not exist."""
+    """Writes one task's documents: `NNNNN.tokens` (int32), `.mask` (uint8 of bits, when there are masks), `.npz`
+    (arrays with one entry a document) and, last, `.json` (counts). A part without its `.json` does not exist."""
 
     def __init__(self, folder: Path, part: int, with_mask: bool) -> None:
         self.folder, self.part = folder, part
@@ -132,7 +135,7 @@ class TokenReader:
         return np.zeros(0, np.int32) if found is None else found
 
     def mask(self, part: int, begin: int, length: int) -> np.ndarray:
-        """uint8; ones where the part has no masks."""
+        """uint8 of bits (TRAINED, UNIT); TRAINED where the part has no masks."""
         found = self._read(part, ".mask", "u1", begin, length)
         return np.ones(length, np.uint8) if found is None else found
 

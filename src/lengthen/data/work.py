@@ -18,7 +18,7 @@ from lengthen.data.chat import ChatEncoder, ChatError
 from lengthen.data.document import Document, Ledger
 from lengthen.data.filters import filter_documents
 from lengthen.data.sources import Part, read_part
-from lengthen.data.store import PartWriter, part_file
+from lengthen.data.store import TRAINED, UNIT, PartWriter, part_file
 from lengthen.data.tokenize import WINDOW, TextTokenizer, load_text_tokenizer
 from lengthen.recipe.sources import Filters, Source
 from lengthen.recipe.stages.prepare import PrepareStage
@@ -177,7 +177,7 @@ class _Tokenise:
 
     def _conversation(self, document: Document) -> None:
         try:
-            ids, mask = _chat(str(self.model)).encode(document.messages or ())
+            ids, mask, starts = _chat(str(self.model)).encode(document.messages or ())
         except ChatError as error:
             if error.rule == "no_chat_template":
                 raise LengthenError(
@@ -197,11 +197,11 @@ class _Tokenise:
                 self.ledger.drop("conversation_longer_than_row", document, len(ids))
                 return
             self.ledger.drops.add("conversation_cut", 1, len(ids) - limit)
-            ids, mask = ids[:limit], mask[:limit]
+            ids, mask, starts = ids[:limit], mask[:limit], starts[:limit]
         if not mask.any():
             self.ledger.drop("no_trained_token", document, len(ids))
             return
-        self._write(document, [ids], mask)
+        self._write(document, [ids], mask * TRAINED | starts * UNIT)
 
     def _write(self, document: Document, pieces: Any, mask: np.ndarray | None = None) -> None:
         length = self.writer.add(pieces, mask)

@@ -80,6 +80,12 @@ def row_cost(row: dict[str, Any]) -> float:
     return float(sum(n * n for n in attended_lengths(row)))
 
 
+def is_conversation(row: dict[str, Any]) -> bool:
+    """Whether some tokens of the row are not trained."""
+    mask = row.get("loss_mask")
+    return mask is not None and not np.all(mask)
+
+
 def row_targets(row: dict[str, Any], lengths: Sequence[int]) -> np.ndarray:
     """(T,) float: how much each token counts as a target. `loss_mask[t] = 1` means that token t is predicted from
     t - 1; the first token of a document has nothing to be predicted from and never counts. A joined row is one text,
@@ -150,7 +156,7 @@ class Collator:
     def _row(self, row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int], float]:
         lengths = attended_lengths(row)
         rng = np.random.default_rng(derive_seed(self.seed, "positions", row.get("draw", 0)))
-        positions = positions_of_row(lengths, self.positions, rng, row.get("unit_lens"))
+        positions = positions_of_row(lengths, self.positions, rng, row.get("unit_lens"), is_conversation(row))
         weights, units = target_weights(row_targets(row, lengths), lengths, self.rule)
         return np.asarray(row["input_ids"], dtype=np.int64), positions, weights, lengths, units
 

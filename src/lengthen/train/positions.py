@@ -93,7 +93,11 @@ def units_within(lengths: Sequence[int], unit_lens: Sequence[int]) -> list[list[
 
 
 def positions_of_row(
-    lengths: Sequence[int], settings: PositionSettings, rng: np.random.Generator, unit_lens: Sequence[int] | None = None
+    lengths: Sequence[int],
+    settings: PositionSettings,
+    rng: np.random.Generator,
+    unit_lens: Sequence[int] | None = None,
+    conversation: bool = False,
 ) -> Array:
     """Positions of one row, int64 of sum(lengths).
 
@@ -102,13 +106,14 @@ def positions_of_row(
         settings: `targets` must be filled for pose and skip.
         rng: draws targets, units and gaps; the same state gives the same positions.
         unit_lens: the row's own units for skip; without them random ones are cut.
+        conversation: the row's units are whole even where each document has only one: no answer is cut.
     """
     if settings.type == "plain":
         return plain(lengths)
     if settings.type == "continuous":
         return continuous(lengths)
-    # A row of one unit comes from a set where only others have units: there is nothing to keep together.
-    given = settings.type == "skip" and unit_lens is not None and len(unit_lens) > 1
+    # In a set where only some rows have units, the others carry their documents' lengths: nothing to keep together.
+    given = unit_lens is not None and (conversation or len(unit_lens) > len(lengths))
     units = units_within(lengths, unit_lens) if given and unit_lens is not None else None
     parts = []
     for index, n in enumerate(lengths):

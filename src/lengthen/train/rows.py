@@ -13,7 +13,7 @@ from datasets import Dataset, concatenate_datasets
 from lengthen.common.errors import LengthenError
 from lengthen.data.shards import open_rows, read_facts, read_row
 from lengthen.data.tokenize import vocabulary_sha256
-from lengthen.train.collate import attended_lengths, row_targets
+from lengthen.train.collate import attended_lengths, is_conversation, row_targets
 
 READ_TOKENS = 2**28  # token ids looked at before training: a gigabyte, some seconds from a disk
 HASHED_TOKENS = 2**24  # of a large set, rows with about so many tokens stand for its content
@@ -130,6 +130,18 @@ def check_rows(rows: TrainingRows, *, positions: int, vocabulary: int, whole_row
         )
     part = "all" if read == len(rows.data) else f"{read:,}, spread over the set,"
     return f"checked before training: lengths of all {len(rows.data):,} rows, token ids of {part} of them"
+
+
+def units_seen(data: Dataset) -> tuple[int, int, int]:
+    """Of rows spread over the set: how many were looked at, how many carry units of their own, and how many of these
+    have one unit a document, so that skipped positions leave no gap in them."""
+    spread = np.unique(np.linspace(0, len(data) - 1, 256).astype(int)).tolist()
+    own = whole = 0
+    for row in (row_of(data, index) for index in spread):
+        if row["unit_lens"] is not None and (is_conversation(row) or len(row["unit_lens"]) > len(row["doc_lens"])):
+            own += 1
+            whole += len(row["unit_lens"]) <= len(attended_lengths(row))
+    return len(spread), own, whole
 
 
 def _check_ids(rows: TrainingRows, vocabulary: int) -> int:

@@ -31,7 +31,7 @@ from lengthen.train.machine import layer_parameters, measured_peak, raise_malloc
 from lengthen.train.mesh import check_sequence_parallel, open_mesh, ranks_of
 from lengthen.train.probe import probe_training
 from lengthen.train.rope import Extension, check_targets, extension_for
-from lengthen.train.rows import TrainingRows, check_rows, check_tokenizer, open_training_rows, row_of
+from lengthen.train.rows import TrainingRows, check_rows, check_tokenizer, open_training_rows, row_of, units_seen
 from lengthen.train.sampler import StepPlan
 from lengthen.train.trainer import Housekeeping, LongTrainer, Optimization
 
@@ -115,6 +115,7 @@ def _model(
     # transformers keeps the original window of a `dynamic` model in its config; it reaches to `length` all the same.
     reach = max(text.max_position_embeddings, settings.length or 0)
     looked = check_rows(rows, positions=reach, vocabulary=text.vocab_size, whole_rows=whole_rows)
+    looked += _about_units(settings, rows)
     coefficient = getattr(text, "router_aux_loss_coef", 0.0) if hasattr(text, "output_router_logits") else 0.0
     if coefficient:
         why = "the model's config: the experts' balancing loss is added to the loss (0 there turns it off)"
@@ -177,6 +178,24 @@ def _passed(settings: TrainStage) -> list[str]:
             )
     found = [gates.check(gate) for gate in settings.until]
     return [sentence for _, sentence in found] if all(holds for holds, _ in found) else []
+
+
+def _about_units(settings: TrainStage, rows: TrainingRows) -> str:
+    """What skipped positions do with the rows' own units, where there are any."""
+    positions = settings.positions
+    if positions.type != "skip":
+        return ""
+    looked, own, whole = units_seen(rows.data)
+    if own == looked and positions.unit != type(positions).model_fields["unit"].default:
+        raise LengthenError(
+            f"positions.unit = {list(positions.unit)} has no effect: all rows carry their own units (`unit_lens`).",
+            why="conversations are cut at sentences, and between no question and its answer",
+            fix="drop positions.unit",
+        )
+    if not own:
+        return ""
+    said = f"; of {looked:,} rows looked at {own:,} carry their own units"
+    return said + (f", {whole:,} of them one a document, so that their positions stay plain" if whole else "")
 
 
 def _pass_on(settings: TrainStage, ctx: StageContext, sentences: list[str]) -> StageResult:

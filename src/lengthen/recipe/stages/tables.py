@@ -55,7 +55,7 @@ class TablesStage(StageSettings):
         default="worked",
         description="worked: steps, then the bare answer on the last line. sentence: one sentence that ends with it.",
     )
-    turns: int = Field(default=3, ge=1, le=8, description="Most questions for one table; 1 to this many are drawn.")
+    turns: int = Field(default=3, ge=1, le=32, description="Most questions for one table; 1 to this many are drawn.")
     question_first: float = Field(default=0.2, ge=0, le=1, description="Share with the question before the table.")
     joins: float = Field(default=0.2, ge=0, le=1, description="Share with a second table that the first refers to.")
     near_keys: float = Field(default=0.3, ge=0, le=1, description="Share of tables in which some keys differ little.")
