@@ -47,8 +47,10 @@ def talk(*contents: str) -> list[dict[str, str]]:
 
 
 def trained(encoder: ChatEncoder, messages) -> tuple[str, str]:
-    ids, mask = encoder.encode(messages)
-    assert len(ids) == len(mask) and ids.dtype == np.int32
+    ids, mask, starts = encoder.encode(messages)
+    assert len(ids) == len(mask) == len(starts) and ids.dtype == np.int32
+    # An answer is one unit with its question: no unit begins at a trained token.
+    assert starts[0] == 1 and not (starts & mask)[1:].any()
     return encoder.tokenizer.decode(ids), encoder.tokenizer.decode(ids[mask.astype(bool)])
 
 
@@ -121,6 +123,46 @@ def test_a_token_across_header_and_answer_is_split_as_in_use(tmp_path):
     template = "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}<|im_end|>{% endfor %}"
     fast = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|im_end|>", chat_template=template)
     chat = ChatEncoder(fast)
-    ids, mask = chat.encode(talk("a", "yes"))
+    ids, mask, starts = chat.encode(talk("a", "yes"))
+    assert starts.tolist() == [1] + [0] * (len(ids) - 1)
     assert fast.convert_ids_to_tokens(ids[mask.astype(bool)].tolist()) == ["y", "e", "s", "<|im_end|>"]
     assert "".join(fast.convert_ids_to_tokens(ids.tolist())) == "user:a<|im_end|>assistant:yes<|im_end|>"
+
+
+def units(chat: ChatEncoder, messages) -> list[str]:
+    ids, _, starts = chat.encode(messages)
+    return [chat.tokenizer.decode(part.tolist()) for part in np.split(ids, np.flatnonzero(starts)[1:])]
+
+
+def test_what_is_read_is_cut_into_sentences_and_answers_stay_with_their_questions(tokenizer):
+    chat = encoder(tokenizer, SYSTEM_FIRST)
+    text = "He came. She left!\nName,colour\n\n***\nfern,red\n\nWhat is the colour of fern? Say it."
+    assert units(chat, talk(text, "Red. It is red.", "Who came?", "He.")) == [
+        "<|endoftext|><|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHe came.",
+        " She left!\n",
+        "Name,colour\n\n***\n",
+        "fern,red\n\n",
+        "What is the colour of fern? Say it.<|im_end|>\n<|im_start|>assistant\nRed. It is red.<|im_end|>\n"
+        "<|im_start|>user\nWho came?<|im_end|>\n<|im_start|>assistant\nHe.<|im_end|>\n",
+    ]
+
+
+def test_a_long_last_paragraph_keeps_only_its_last_sentence_with_the_answer(tokenizer):
+    chat = encoder(tokenizer, CHAT_TEMPLATE)
+    found = units(chat, talk("It rained all day. " * 40 + "Did it rain?", "Yes."))
+    assert len(found) == 41 and found[-1].strip() == "Did it rain?<|im_end|>\n<|im_start|>assistant\nYes.<|im_end|>"
+
+
+def test_the_question_before_the_text_leaves_the_last_paragraph_with_the_answer(tokenizer):
+    chat = encoder(tokenizer, CHAT_TEMPLATE)
+    found = units(chat, talk("Who came?\n\nOne day he came. It was late.\n\nThe end.", "He."))
+    assert [part.strip() for part in found] == [
+        "<|im_start|>user\nWho came?", "One day he came.", "It was late.",
+        "The end.<|im_end|>\n<|im_start|>assistant\nHe.<|im_end|>",
+    ]  # fmt: skip
+
+
+def test_a_text_that_a_system_turn_brings_is_cut_too(tokenizer):
+    chat = encoder(tokenizer, CHAT_TEMPLATE)
+    messages = [{"role": "system", "content": "He came. She left."}, *talk("Who came?", "He.")]
+    assert [part.count("<|im_start|>") for part in units(chat, messages)] == [1, 2]

@@ -18,7 +18,7 @@ import yaml
 
 from lengthen.common.errors import LengthenError
 from lengthen.common.files import read_json, sha256_tree
-from lengthen.data.shards import open_rows, read_row
+from lengthen.data.shards import open_rows, read_facts, read_row
 from lengthen.data.tokenize import load_text_tokenizer, save_tokenizer
 from tests.data.helpers import corpus, model_folder, run, stage, words, write_jsonl
 
@@ -249,6 +249,37 @@ def test_conversations_are_masked_packed_together_and_never_cut_unseen(tmp_path,
         stage(model, [{"kind": "chat", "paths": path, "long_conversations": "cut"}], on_error="skip"), tmp_path / "cut"
     )
     assert cut.drops["no_trained_token"]["items"] == dropped == cut.drops["conversation_cut"]["items"]
+
+
+def test_units_of_conversations_reach_the_rows_and_texts_beside_them_have_none(tmp_path, model, fast):
+    """Packed, interleaved and alone: units add up, begin with every document, and no answer is cut."""
+    rng = random.Random(5)
+    talks = [
+        {"id": str(n), "messages": [
+            {"role": "user", "content": ". ".join(words(rng, 6) for _ in range(4)) + f".\n\nWhy {n}?"},
+            {"role": "assistant", "content": f"since {n}. So it is."}]}
+        for n in range(12)
+    ]  # fmt: skip
+    chat = {"kind": "chat", "paths": str(write_jsonl(tmp_path / "chat.jsonl", talks))}
+    text = {"kind": "jsonl", "paths": str(corpus(tmp_path / "in.jsonl", 20))}
+    for name, extra in (("packed", {}), ("alone", {"packing": "none"}), ("cip", {"interleave": {"method": "cip"}})):
+        run(stage(model, [{**chat, **extra}, text]), tmp_path / name)
+        made = rows_of(tmp_path / name)
+        assert read_facts(tmp_path / name)["columns"][-2:] == ["loss_mask", "unit_lens"]
+        of_talks = [row for row in made if set(row.sources) == {"chat"}]
+        assert of_talks and all(row.unit_lens is not None for row in made)
+        for row in of_talks:
+            assert set(row.loss_mask.tolist()) == {0, 1}
+            begins = np.cumsum([0, *row.unit_lens.tolist()])[:-1]
+            documents = np.cumsum([0, *row.doc_lens.tolist()])[:-1]
+            assert set(documents.tolist()) <= set(begins.tolist())
+            assert not row.loss_mask[np.setdiff1d(begins, documents)].any()
+        if name != "cip":
+            # Four sentences, then question and answer in one.
+            assert all(len(row.unit_lens) == 5 * len(row.doc_lens) for row in of_talks)
+        for row in made:
+            if "chat" not in row.sources:
+                assert row.unit_lens.tolist() == row.doc_lens.tolist() and row.loss_mask.all()
 
 
 def test_joined_rows_hold_the_same_tokens_as_isolated_ones(tmp_path, model):

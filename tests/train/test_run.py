@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pytest
 
@@ -101,6 +102,21 @@ def test_refusals_before_compute(tmp_path, model_folder, change, words):
     with pytest.raises(LengthenError, match=words):
         train(stage(model_folder, rows, **change), StageContext(folder=tmp_path / "out"))
     assert not (tmp_path / "out" / "model").exists()
+
+
+def test_a_unit_setting_that_no_row_heeds_is_refused_and_units_are_counted(tmp_path, model_folder):
+    rng = random.Random(4)
+    talks = [{**make_row(rng, [60], 300), "loss_mask": [0] * 40 + [1] * 20} for _ in range(8)]
+    own = write_rows(tmp_path / "own", [{**talk, "unit_lens": [10, 20, 30]} for talk in talks])
+    change = {"positions": {"type": "skip", "targets": [512], "unit": [4, 12]}, "steps": 1, "warmup": 0}
+    with pytest.raises(LengthenError, match=r"positions.unit = \[4, 12\] has no effect: all rows"):
+        train(stage(model_folder, own, **change), StageContext(folder=tmp_path / "out"))
+    del change["positions"]["unit"]
+    result = train(stage(model_folder, own, **change), StageContext(folder=tmp_path / "out"))
+    assert "of 8 rows looked at 8 carry their own units" in result.notes[0] and "stay plain" not in result.notes[0]
+    whole = write_rows(tmp_path / "whole", [{**talk, "unit_lens": [60]} for talk in talks])
+    result = train(stage(model_folder, whole, **change), StageContext(folder=tmp_path / "plain"))
+    assert "8 of them one a document, so that their positions stay plain" in result.notes[0]
 
 
 def test_targets_that_the_model_reads_are_trained(tmp_path, model_folder):

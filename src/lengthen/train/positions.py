@@ -97,7 +97,7 @@ def positions_of_row(
     settings: PositionSettings,
     rng: np.random.Generator,
     unit_lens: Sequence[int] | None = None,
-    conversation: bool = False,
+    whole: Sequence[bool] | None = None,
 ) -> Array:
     """Positions of one row, int64 of sum(lengths).
 
@@ -106,20 +106,20 @@ def positions_of_row(
         settings: `targets` must be filled for pose and skip.
         rng: draws targets, units and gaps; the same state gives the same positions.
         unit_lens: the row's own units for skip; without them random ones are cut.
-        conversation: the row's units are whole even where each document has only one: no answer is cut.
+        whole: of each document, whether a single unit of its own stays whole. Default: no, it is cut like a text that
+            knows no units.
     """
     if settings.type == "plain":
         return plain(lengths)
     if settings.type == "continuous":
         return continuous(lengths)
-    # In a set where only some rows have units, the others carry their documents' lengths: nothing to keep together.
-    given = unit_lens is not None and (conversation or len(unit_lens) > len(lengths))
-    units = units_within(lengths, unit_lens) if given and unit_lens is not None else None
+    units = units_within(lengths, unit_lens) if unit_lens is not None else None
     parts = []
     for index, n in enumerate(lengths):
         target = int(settings.targets[int(rng.integers(len(settings.targets)))])
         if settings.type == "pose":
             parts.append(pose(n, target, rng))
         else:
-            parts.append(skip(units[index] if units else random_units(n, *settings.unit, rng), target, rng))
+            own = units is not None and (len(units[index]) > 1 or (whole is not None and whole[index]))
+            parts.append(skip(units[index] if own and units else random_units(n, *settings.unit, rng), target, rng))
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)

@@ -13,7 +13,7 @@ from datasets import Dataset, concatenate_datasets
 from lengthen.common.errors import LengthenError
 from lengthen.data.shards import open_rows, read_facts, read_row
 from lengthen.data.tokenize import vocabulary_sha256
-from lengthen.train.collate import attended_lengths, is_conversation, row_targets
+from lengthen.train.collate import attended_lengths, row_targets, whole_units
 
 READ_TOKENS = 2**28  # token ids looked at before training: a gigabyte, some seconds from a disk
 HASHED_TOKENS = 2**24  # of a large set, rows with about so many tokens stand for its content
@@ -138,9 +138,10 @@ def units_seen(data: Dataset) -> tuple[int, int, int]:
     spread = np.unique(np.linspace(0, len(data) - 1, 256).astype(int)).tolist()
     own = whole = 0
     for row in (row_of(data, index) for index in spread):
-        if row["unit_lens"] is not None and (is_conversation(row) or len(row["unit_lens"]) > len(row["doc_lens"])):
+        lengths = attended_lengths(row)
+        if row["unit_lens"] is not None and (any(whole_units(row, lengths)) or len(row["unit_lens"]) > len(lengths)):
             own += 1
-            whole += len(row["unit_lens"]) <= len(attended_lengths(row))
+            whole += len(row["unit_lens"]) <= len(lengths)
     return len(spread), own, whole
 
 

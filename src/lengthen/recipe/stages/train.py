@@ -30,7 +30,8 @@ class PositionSettings(Settings):
         "Default: the stage's length.",
     )
     unit: tuple[int, int] = Field(
-        default=(16, 160), description="skip: shortest and longest unit in tokens, where rows carry no unit_lens."
+        default=(16, 160),
+        description="skip: shortest and longest unit in tokens, where rows carry no unit_lens (conversations do).",
     )
 
     @model_validator(mode="after")
