@@ -252,7 +252,7 @@ def test_conversations_are_masked_packed_together_and_never_cut_unseen(tmp_path,
 
 
 def test_units_of_conversations_reach_the_rows_and_texts_beside_them_have_none(tmp_path, model, fast):
-    """Packed, interleaved and alone: units add up, begin with every document, and no answer is cut."""
+    """Packed and alone: units begin with every document, and no answer is cut. Interleaved ones are refused."""
     rng = random.Random(5)
     talks = [
         {"id": str(n), "messages": [
@@ -262,24 +262,27 @@ def test_units_of_conversations_reach_the_rows_and_texts_beside_them_have_none(t
     ]  # fmt: skip
     chat = {"kind": "chat", "paths": str(write_jsonl(tmp_path / "chat.jsonl", talks))}
     text = {"kind": "jsonl", "paths": str(corpus(tmp_path / "in.jsonl", 20))}
-    for name, extra in (("packed", {}), ("alone", {"packing": "none"}), ("cip", {"interleave": {"method": "cip"}})):
-        run(stage(model, [{**chat, **extra}, text]), tmp_path / name)
+    for name, extra in (("packed", {}), ("alone", {"packing": "none"})):
+        joined = {**text, "interleave": {"method": "cip"}} if name == "alone" else text
+        run(stage(model, [{**chat, **extra}, joined]), tmp_path / name)
         made = rows_of(tmp_path / name)
         assert read_facts(tmp_path / name)["columns"][-2:] == ["loss_mask", "unit_lens"]
         of_talks = [row for row in made if set(row.sources) == {"chat"}]
-        assert of_talks and all(row.unit_lens is not None for row in made)
+        assert of_talks and len(of_talks) < len(made)
         for row in of_talks:
             assert set(row.loss_mask.tolist()) == {0, 1}
             begins = np.cumsum([0, *row.unit_lens.tolist()])[:-1]
             documents = np.cumsum([0, *row.doc_lens.tolist()])[:-1]
             assert set(documents.tolist()) <= set(begins.tolist())
             assert not row.loss_mask[np.setdiff1d(begins, documents)].any()
-        if name != "cip":
-            # Four sentences, then question and answer in one.
-            assert all(len(row.unit_lens) == 5 * len(row.doc_lens) for row in of_talks)
+        # Four sentences, then question and answer in one.
+        assert all(len(row.unit_lens) == 5 * len(row.doc_lens) for row in of_talks)
         for row in made:
             if "chat" not in row.sources:
-                assert row.unit_lens.tolist() == row.doc_lens.tolist() and row.loss_mask.all()
+                assert row.unit_lens is None and row.loss_mask.all()
+    for source in (chat, {"kind": "hub", "dataset": "owner/talks", "messages_field": "messages"}):
+        with pytest.raises(ValueError, match="conversations cannot be interleaved"):
+            stage(model, [{**source, "interleave": {"method": "cip"}}])
 
 
 def test_joined_rows_hold_the_same_tokens_as_isolated_ones(tmp_path, model):

@@ -85,18 +85,16 @@ def test_each_document_starts_at_zero(lengths, kind):
 def test_units_of_their_own_and_random_ones():
     settings = PositionSettings(type="skip", targets=[4000])
 
-    def gaps(lengths, unit_lens, *whole):
-        found = p.positions_of_row(lengths, settings, np.random.default_rng(3), unit_lens, whole)
+    def gaps(lengths, unit_lens, kind=settings):
+        found = p.positions_of_row(lengths, kind, np.random.default_rng(3), unit_lens)
         return (1 + np.flatnonzero(np.diff(found) > 1)).tolist()
 
     # Only at the units' borders, and at all of them.
-    assert gaps([300], [50, 150, 100], True) == [50, 200] == gaps([300], [50, 150, 100], False)
-    # A conversation of one unit has nothing to spread; a text whose set knows no units of it is cut at random.
-    assert gaps([300], [300], True) == []
-    assert len(gaps([300], [300], False)) >= 1
-    # Two texts in a row: their lengths are no units. Two conversations: they are.
-    assert len(gaps([300, 300], [300, 300], False, False)) >= 4
-    assert gaps([300, 300], [300, 100, 200], True, True) == [400]
-    # A text packed with a conversation is cut at random, the conversation is not.
-    mixed = gaps([300, 300], [300, 300], True, False)
-    assert mixed and min(mixed) > 300
+    assert gaps([300], [50, 150, 100]) == [50, 200]
+    # One unit has nothing to spread; a text that knows no units is cut at random.
+    assert gaps([300], [300]) == []
+    assert len(gaps([300], None)) >= 1
+    assert gaps([300, 300], [300, 100, 200]) == [400]
+    two = PositionSettings(type="pose", targets=[4000])
+    assert gaps([300], [50, 150, 100], two)[0] in (50, 200) and gaps([300], [300], two) == []
+    assert len(gaps([300], None, two)) == 1

@@ -13,7 +13,7 @@ from lengthen.common.errors import LengthenError
 from lengthen.models import load_tokenizer
 from lengthen.train import rows as rows_module
 from lengthen.train.collate import Collator
-from lengthen.train.rows import check_rows, check_tokenizer, open_training_rows, row_of, units_seen
+from lengthen.train.rows import check_rows, check_tokenizer, open_training_rows, row_of
 from tests.train.rows import make_row, write_rows
 
 
@@ -115,11 +115,13 @@ def test_of_a_large_set_blocks_are_read_and_it_says_so(tmp_path, monkeypatch):
         check_rows(open_training_rows([str(write_rows(tmp_path / "last", rows))]), positions=512, vocabulary=300)
 
 
-def test_units_that_rows_carry_are_counted(tmp_path):
+def test_units_that_rows_carry_are_counted_and_checked(tmp_path):
     rng = random.Random(2)
     talk = {**make_row(rng, [10], 300), "loss_mask": [0] * 6 + [1] * 4}
-    text = {**make_row(rng, [10], 300), "loss_mask": [1] * 10, "unit_lens": [10]}
+    text = {**make_row(rng, [10], 300), "loss_mask": [1] * 10, "unit_lens": []}
     rows = [{**talk, "unit_lens": [3, 2, 5]}, {**talk, "unit_lens": [10]}, text]
-    assert units_seen(open_training_rows([str(write_rows(tmp_path / "some", rows))]).data) == (3, 2, 1)
-    none = [{k: v for k, v in text.items() if k != "unit_lens"}]
-    assert units_seen(open_training_rows([str(write_rows(tmp_path / "none", none))]).data) == (1, 0, 0)
+    found = open_training_rows([str(write_rows(tmp_path / "some", rows))])
+    assert found.units.tolist() == [3, 1, 0] and found.whole == 1
+    assert row_of(found.data, 2)["unit_lens"] is None
+    with pytest.raises(LengthenError, match="Row 1: its unit_lens do not add up"):
+        open_training_rows([str(write_rows(tmp_path / "bad", [text, {**talk, "unit_lens": [3, 2]}]))])

@@ -56,7 +56,7 @@ def test_trained_model_loads_in_plain_transformers(tmp_path, model_folder):
 
 def test_bfloat16_with_master_weights_learns(tmp_path, model_folder):
     rows = ordinary_rows(tmp_path / "rows")
-    train(stage(model_folder, rows, steps=30, dtype="bfloat16"), StageContext(folder=tmp_path / "out", seed=1))
+    train(stage(model_folder, rows, steps=15, dtype="bfloat16"), StageContext(folder=tmp_path / "out", seed=1))
     lines = metrics(tmp_path / "out")
     assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
 
@@ -113,10 +113,13 @@ def test_a_unit_setting_that_no_row_heeds_is_refused_and_units_are_counted(tmp_p
         train(stage(model_folder, own, **change), StageContext(folder=tmp_path / "out"))
     del change["positions"]["unit"]
     result = train(stage(model_folder, own, **change), StageContext(folder=tmp_path / "out"))
-    assert "of 8 rows looked at 8 carry their own units" in result.notes[0] and "stay plain" not in result.notes[0]
+    assert "; 8 of 8 rows carry their own units" in result.notes[0] and "stay plain" not in result.notes[0]
     whole = write_rows(tmp_path / "whole", [{**talk, "unit_lens": [60]} for talk in talks])
-    result = train(stage(model_folder, whole, **change), StageContext(folder=tmp_path / "plain"))
-    assert "8 of them one a document, so that their positions stay plain" in result.notes[0]
+    with pytest.raises(LengthenError, match=r"positions.type skip has no effect: each document of the 8 rows is one"):
+        train(stage(model_folder, whole, **change), StageContext(folder=tmp_path / "plain"))
+    some = write_rows(tmp_path / "some", [{**t, "unit_lens": u} for t, u in zip(talks, [[60], [10, 50]] * 4)])
+    result = train(stage(model_folder, some, **change), StageContext(folder=tmp_path / "mixed"))
+    assert "4 of them one a document, so that their positions stay plain" in result.notes[0]
 
 
 def test_targets_that_the_model_reads_are_trained(tmp_path, model_folder):

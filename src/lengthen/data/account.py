@@ -188,8 +188,8 @@ def dataset_card(recipe: str, settings: PrepareStage, report: dict[str, Any]) ->
         f"{report['documents']:,} documents, {report['trained_tokens']:,} of them trained; {report['fill']:.3%} full. "
         f"Tokenizer: {settings.model} (vocabulary SHA-256 {report['tokenizer']['sha256'][:16]}...).", "",
         "Columns: `input_ids`, `doc_lens` (documents of the row, in order), `attend` (`isolated`: documents do not see "
-        "each other; `joined`: interleaved pieces do), `sources` (one a document), `loss_mask` (1 = trained) where "
-        "there is one.", "",
+        "each other; `joined`: interleaved pieces do), `sources` (one a document), `loss_mask` (1 = trained) and "
+        "`unit_lens` (spans that skipped positions keep together) where there are any.", "",
         "## Mix", "", *_table(_MIX_COLUMNS, report["mix"]), "",
         "## Left out", "",
         *_table(("rule", "items", "tokens"), [{"rule": r, **row} for r, row in sorted(report["drops"].items())]), "",

@@ -173,8 +173,9 @@ def unit_starts(messages: Sequence[dict[str, Any]], rendered: Rendered) -> list[
     """Where skipped positions may leave gaps in a conversation: offsets in its text, ascending, the first 0.
 
     What is read is cut into sentences, as LongRecipe does (arXiv 2409.00509); a line ends one too. An answer stays in
-    one unit with the question before it: the last paragraph of that message, or its last sentence where the paragraph
-    is longer than `_QUESTION` characters. A gap there would train answers far from their questions, which no use has.
+    one unit with what stands right before it: the last paragraph of that message, or its last sentence where the
+    paragraph is longer than `_QUESTION` characters. That is the question, unless it was asked before the text; a gap
+    there would train answers far from the question that stands beside them in use.
     """
     text, starts, place = rendered.text, [0], 0
     spans = iter(rendered.spans)

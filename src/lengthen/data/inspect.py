@@ -138,12 +138,22 @@ def _row_lines(row: Row, tokenizer: PreTrainedTokenizerFast | None) -> list[str]
     lines = [f"  {len(row.ids):,} tokens, {len(row.doc_lens)} documents, {row.attend} ({between})"]
     begin = 0
     for number, (length, source) in enumerate(zip(row.doc_lens.tolist(), row.sources)):
-        lines.append(f"  ├─ {number}: {source}, {length:,} tokens [{begin:,}-{begin + length:,})")
+        lines.append(
+            f"  ├─ {number}: {source}, {length:,} tokens [{begin:,}-{begin + length:,}){_units_of(row, begin, length)}"
+        )
         ids = row.ids[begin : begin + length]
         mask = None if row.loss_mask is None else row.loss_mask[begin : begin + length].astype(bool)
         lines += [f"  │    {line}" for line in _document_lines(ids, mask, tokenizer)]
         begin += length
     return [*lines, "  └─ end"]
+
+
+def _units_of(row: Row, begin: int, length: int) -> str:
+    if row.unit_lens is None:
+        return ""
+    starts = np.cumsum(row.unit_lens) - row.unit_lens
+    count = int(((starts >= begin) & (starts < begin + length)).sum())
+    return f", {count:,} units (skipped positions leave gaps between them)"
 
 
 def _document_lines(ids: np.ndarray, mask: np.ndarray | None, tokenizer: PreTrainedTokenizerFast | None) -> list[str]:

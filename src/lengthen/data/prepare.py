@@ -105,7 +105,7 @@ def _plan(settings: PrepareStage, ctx: StageContext, work: Path, job: dict[str, 
     if not (work / "layout.json").exists():
         masks = utk or any((work / "tokens").glob("*.mask"))
         columns = ["input_ids", "doc_lens", "attend", "sources", *(["loss_mask"] if masks else [])]
-        if any(source.kind == "chat" for source in settings.sources):
+        if any(source.conversations for source in settings.sources):
             columns.append("unit_lens")
         planned.plan.save(work / "plan")
         write_json(work / "layout.json", {

@@ -73,9 +73,11 @@ class RowMaker:
         )
 
 
-def _unit_lens(bits: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
-    """int32: a unit begins where the bits say so, and with every document or piece of one."""
+def _unit_lens(bits: np.ndarray, lengths: Sequence[int]) -> np.ndarray | None:
+    """int32: a unit begins where the bits say so, and with every document. None where no document knows units."""
     begins = (bits & UNIT) > 0
+    if not begins.any():
+        return None
     begins[np.concatenate([[0], np.cumsum(lengths)[:-1]])] = True
     return np.diff(np.append(np.flatnonzero(begins), len(bits))).astype(np.int32)
 

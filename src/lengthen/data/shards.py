@@ -120,7 +120,7 @@ def _column(row: Row, name: str) -> np.ndarray:
         return value
     # A column that some rows have, all have: tokens without a mask or weight are trained in full.
     if name == "unit_lens":
-        return np.array([len(row.ids)], np.int32)
+        return np.zeros(0, np.int32)  # unknown
     return np.ones(len(row.ids), np.float32 if name == "loss_weights" else np.uint8)
 
 
@@ -192,6 +192,7 @@ def read_row(dataset: Dataset, index: int) -> Row:
 
     ids, doc_lens = array("input_ids"), array("doc_lens")
     assert ids is not None and doc_lens is not None
+    units = array("unit_lens")
     return Row(
         ids,
         doc_lens,
@@ -199,5 +200,5 @@ def read_row(dataset: Dataset, index: int) -> Row:
         tuple(found["sources"][0].as_py()),
         array("loss_mask"),
         array("loss_weights"),
-        array("unit_lens"),
+        units if units is not None and len(units) else None,
     )

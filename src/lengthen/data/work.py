@@ -128,8 +128,7 @@ class _Tokenise:
         self.settings, self.source, self.ledger, self.model = settings, source, ledger, model
         self.filters = filters_of(settings, source)
         self.tokenizer = _tokenizer(str(work))
-        chat = source.kind == "chat" or getattr(source, "messages_field", None) is not None
-        self.writer = PartWriter(work / "tokens", number, with_mask=chat or source.kind == "mds")
+        self.writer = PartWriter(work / "tokens", number, with_mask=source.conversations or source.kind == "mds")
         self.tokens = 0
         self._fingerprints = None
         if self.filters.exact_duplicates or self.filters.near_duplicates:

@@ -117,6 +117,11 @@ class SourceBase(Settings):
         """Paths of the user's that this source reads."""
         return list(getattr(self, "paths", []))
 
+    @property
+    def conversations(self) -> bool:
+        """Whether its documents are chat messages."""
+        return getattr(self, "messages_field", None) is not None
+
 
 class TextSource(SourceBase):
     """One document per text or Markdown file."""

@@ -80,18 +80,6 @@ def row_cost(row: dict[str, Any]) -> float:
     return float(sum(n * n for n in attended_lengths(row)))
 
 
-def whole_units(row: dict[str, Any], lengths: Sequence[int]) -> list[bool]:
-    """Of each document that attends within itself, whether a single unit is its own. Sets put together have units in
-    all their rows, and there a text that knows none carries its length; a conversation, which is not trained
-    throughout, does know them."""
-    mask, units = row.get("loss_mask"), row.get("unit_lens")
-    if units is None:
-        return [False] * len(lengths)
-    if mask is None:
-        return [len(units) > len(row["doc_lens"])] * len(lengths)
-    return [not np.all(part) for part in np.split(np.asarray(mask), np.cumsum(lengths)[:-1])]
-
-
 def row_targets(row: dict[str, Any], lengths: Sequence[int]) -> np.ndarray:
     """(T,) float: how much each token counts as a target. `loss_mask[t] = 1` means that token t is predicted from
     t - 1; the first token of a document has nothing to be predicted from and never counts. A joined row is one text,
@@ -162,7 +150,7 @@ class Collator:
     def _row(self, row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int], float]:
         lengths = attended_lengths(row)
         rng = np.random.default_rng(derive_seed(self.seed, "positions", row.get("draw", 0)))
-        positions = positions_of_row(lengths, self.positions, rng, row.get("unit_lens"), whole_units(row, lengths))
+        positions = positions_of_row(lengths, self.positions, rng, row.get("unit_lens"))
         weights, units = target_weights(row_targets(row, lengths), lengths, self.rule)
         return np.asarray(row["input_ids"], dtype=np.int64), positions, weights, lengths, units
 

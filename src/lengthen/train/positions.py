@@ -25,15 +25,16 @@ def continuous(lengths: Sequence[int]) -> Array:
     return np.arange(sum(lengths), dtype=np.int64)
 
 
-def pose(n: int, target: int, rng: np.random.Generator) -> Array:
-    """PoSE (arXiv 2309.10400): two chunks, the second shifted by a uniform 0..target-n; the chunk border is random.
+def pose(n: int, target: int, rng: np.random.Generator, units: Sequence[int] | None = None) -> Array:
+    """PoSE (arXiv 2309.10400): two chunks, the second shifted by a uniform 0..target-n; the chunk border is random,
+    and lies between two units where a document has its own.
 
     A document as long as the target, or longer, is left as it is.
     """
     positions = np.arange(n, dtype=np.int64)
-    if n < 2 or target <= n:
+    if n < 2 or target <= n or (units is not None and len(units) < 2):
         return positions
-    border = int(rng.integers(1, n))
+    border = int(rng.integers(1, n)) if units is None else int(np.cumsum(units)[rng.integers(len(units) - 1)])
     positions[border:] += int(rng.integers(0, target - n + 1))
     return positions
 
@@ -97,7 +98,6 @@ def positions_of_row(
     settings: PositionSettings,
     rng: np.random.Generator,
     unit_lens: Sequence[int] | None = None,
-    whole: Sequence[bool] | None = None,
 ) -> Array:
     """Positions of one row, int64 of sum(lengths).
 
@@ -105,9 +105,8 @@ def positions_of_row(
         lengths: token counts of the documents that attend within themselves (one entry for a joined row).
         settings: `targets` must be filled for pose and skip.
         rng: draws targets, units and gaps; the same state gives the same positions.
-        unit_lens: the row's own units for skip; without them random ones are cut.
-        whole: of each document, whether a single unit of its own stays whole. Default: no, it is cut like a text that
-            knows no units.
+        unit_lens: the row's own units: gaps lie between them only. Without them skip cuts random ones, and pose cuts
+            anywhere.
     """
     if settings.type == "plain":
         return plain(lengths)
@@ -118,8 +117,7 @@ def positions_of_row(
     for index, n in enumerate(lengths):
         target = int(settings.targets[int(rng.integers(len(settings.targets)))])
         if settings.type == "pose":
-            parts.append(pose(n, target, rng))
+            parts.append(pose(n, target, rng, units[index] if units else None))
         else:
-            own = units is not None and (len(units[index]) > 1 or (whole is not None and whole[index]))
-            parts.append(skip(units[index] if own and units else random_units(n, *settings.unit, rng), target, rng))
+            parts.append(skip(units[index] if units else random_units(n, *settings.unit, rng), target, rng))
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)

@@ -13,7 +13,7 @@ from datasets import Dataset, concatenate_datasets
 from lengthen.common.errors import LengthenError
 from lengthen.data.shards import open_rows, read_facts, read_row
 from lengthen.data.tokenize import vocabulary_sha256
-from lengthen.train.collate import attended_lengths, row_targets, whole_units
+from lengthen.train.collate import attended_lengths, row_targets
 
 READ_TOKENS = 2**28  # token ids looked at before training: a gigabyte, some seconds from a disk
 HASHED_TOKENS = 2**24  # of a large set, rows with about so many tokens stand for its content
@@ -24,12 +24,15 @@ _BLOCKS = 64  # at least so many stretches of a large set are looked at
 @dataclass(frozen=True)
 class TrainingRows:
     """data: the rows. lengths: tokens of each. costs: sum of squared document lengths of each. reach: tokens of the
-    longest piece that attends within itself."""
+    longest piece that attends within itself. units: number of each row's own units, 0 where it has none. whole: the
+    rows with units of which no document has more than one."""
 
     data: Dataset
     lengths: np.ndarray
     costs: np.ndarray
     reach: int
+    units: np.ndarray
+    whole: int
 
     @property
     def longest(self) -> int:
@@ -65,16 +68,24 @@ def open_training_rows(folders: list[str]) -> TrainingRows:
     data = concatenate_datasets([open_rows(folder) for folder in folders])
     if not len(data):
         raise LengthenError(f"There are no rows in {', '.join(folders)}.", fix="check the stage that writes them")
-    lengths, costs, reach = [], [], 0
-    columns = data.select_columns([c for c in ("doc_lens", "attend") if c in data.column_names])
+    lengths, costs, reach, units, whole = [], [], 0, [], 0
+    columns = data.select_columns([c for c in ("doc_lens", "attend", "unit_lens") if c in data.column_names])
     for batch in cast("Iterator[dict[str, list]]", columns.iter(batch_size=10_000)):
         attends = batch.get("attend") or ["isolated"] * len(batch["doc_lens"])
-        for docs, attend in zip(batch["doc_lens"], attends, strict=True):
+        own = batch.get("unit_lens") or [None] * len(batch["doc_lens"])
+        for docs, attend, mine in zip(batch["doc_lens"], attends, own, strict=True):
             alone = [sum(docs)] if attend == "joined" else docs
             lengths.append(sum(docs))
             costs.append(float(sum(n * n for n in alone)))
             reach = max(reach, *alone)
-    return TrainingRows(data, np.asarray(lengths, dtype=np.int64), np.asarray(costs), reach)
+            units.append(len(mine or ()))
+            if mine and (sum(mine) != lengths[-1] or min(mine) < 1):
+                raise LengthenError(
+                    f"Row {len(lengths) - 1}: its unit_lens do not add up to its doc_lens.", fix="prepare it again"
+                )
+            whole += 0 < units[-1] <= len(alone)
+    sizes = np.asarray(lengths, dtype=np.int64)
+    return TrainingRows(data, sizes, np.asarray(costs), reach, np.asarray(units, dtype=np.int64), whole)
 
 
 def row_of(data: Dataset, index: int) -> dict[str, Any]:
@@ -130,19 +141,6 @@ def check_rows(rows: TrainingRows, *, positions: int, vocabulary: int, whole_row
         )
     part = "all" if read == len(rows.data) else f"{read:,}, spread over the set,"
     return f"checked before training: lengths of all {len(rows.data):,} rows, token ids of {part} of them"
-
-
-def units_seen(data: Dataset) -> tuple[int, int, int]:
-    """Of rows spread over the set: how many were looked at, how many carry units of their own, and how many of these
-    have one unit a document, so that skipped positions leave no gap in them."""
-    spread = np.unique(np.linspace(0, len(data) - 1, 256).astype(int)).tolist()
-    own = whole = 0
-    for row in (row_of(data, index) for index in spread):
-        lengths = attended_lengths(row)
-        if row["unit_lens"] is not None and (any(whole_units(row, lengths)) or len(row["unit_lens"]) > len(lengths)):
-            own += 1
-            whole += len(row["unit_lens"]) <= len(lengths)
-    return len(spread), own, whole
 
 
 def _check_ids(rows: TrainingRows, vocabulary: int) -> int:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from lengthen.common.dist import export_launcher_variables, is_main, rank, world_size
@@ -31,7 +32,7 @@ from lengthen.train.machine import layer_parameters, measured_peak, raise_malloc
 from lengthen.train.mesh import check_sequence_parallel, open_mesh, ranks_of
 from lengthen.train.probe import probe_training
 from lengthen.train.rope import Extension, check_targets, extension_for
-from lengthen.train.rows import TrainingRows, check_rows, check_tokenizer, open_training_rows, row_of, units_seen
+from lengthen.train.rows import TrainingRows, check_rows, check_tokenizer, open_training_rows, row_of
 from lengthen.train.sampler import StepPlan
 from lengthen.train.trainer import Housekeeping, LongTrainer, Optimization
 
@@ -181,21 +182,25 @@ def _passed(settings: TrainStage) -> list[str]:
 
 
 def _about_units(settings: TrainStage, rows: TrainingRows) -> str:
-    """What skipped positions do with the rows' own units, where there are any."""
+    """What positions with gaps do with the rows' own units, where there are any."""
     positions = settings.positions
-    if positions.type != "skip":
+    count, own = len(rows.units), int(np.count_nonzero(rows.units))
+    if positions.type not in ("pose", "skip") or not own:
         return ""
-    looked, own, whole = units_seen(rows.data)
-    if own == looked and positions.unit != type(positions).model_fields["unit"].default:
+    if own == count and positions.unit != type(positions).model_fields["unit"].default:
         raise LengthenError(
             f"positions.unit = {list(positions.unit)} has no effect: all rows carry their own units (`unit_lens`).",
-            why="conversations are cut at sentences, and between no question and its answer",
+            why="conversations are cut at sentences, and between no answer and what is asked",
             fix="drop positions.unit",
         )
-    if not own:
-        return ""
-    said = f"; of {looked:,} rows looked at {own:,} carry their own units"
-    return said + (f", {whole:,} of them one a document, so that their positions stay plain" if whole else "")
+    if rows.whole == count:
+        raise LengthenError(
+            f"positions.type {positions.type} has no effect: each document of the {count:,} rows is one unit.",
+            why="gaps lie between sentences of what is read, and these conversations have only questions and answers",
+            fix="use positions.type plain, or rows with texts to read",
+        )
+    said = f"; {own:,} of {count:,} rows carry their own units"
+    return said + (f", {rows.whole:,} of them one a document, so that their positions stay plain" if rows.whole else "")
 
 
 def _pass_on(settings: TrainStage, ctx: StageContext, sentences: list[str]) -> StageResult:

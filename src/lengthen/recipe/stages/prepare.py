@@ -99,7 +99,7 @@ class PrepareStage(StageSettings):
                     raise ValueError(
                         f"source '{source.name}': piece_length {piece} does not divide row_length {self.row_length}"
                     )
-            if source.interleave and source.kind in ("chat",):
+            if source.interleave and source.conversations:
                 raise ValueError(f"source '{source.name}': conversations cannot be interleaved")
         for pool in {source.pool for source in self.sources if source.pool}:
             ways = {(s.packing, s.piece_length, str(s.interleave)) for s in self.sources if s.pool == pool}
