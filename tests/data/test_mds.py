@@ -122,6 +122,19 @@ def test_a_prepare_stage_packs_mds_anew_with_its_masks(tmp_path):
     assert seen == len(key)
 
 
+def test_masked_rows_are_not_untied(tmp_path):
+    model = model_folder(tmp_path / "model")
+    for masked in (True, False):
+        write_mds(tmp_path / f"mds-{masked}", some_rows(20, masked))
+        source = {"kind": "mds", "paths": str(tmp_path / f"mds-{masked}"), "interleave": {"method": "utk"}}
+        settings = stage(model, [source], row_length=2048)
+        if masked:
+            with pytest.raises(LengthenError, match="utk with a mask"):
+                run(settings, tmp_path / "masked")
+        else:
+            assert run(settings, tmp_path / "plain").counts["rows"] > 0
+
+
 def test_broken_folders(tmp_path):
     with pytest.raises(LengthenError, match="no MDS folder"):
         list(mds_spans(str(tmp_path), "sources.mds"))

@@ -22,7 +22,7 @@ from lengthen.data.filters import check_filters
 from lengthen.data.plan import Planned, plan_rows
 from lengthen.data.shards import DATASET, ROWS
 from lengthen.data.sources import plan_parts
-from lengthen.data.store import TokenStore, part_file
+from lengthen.data.store import TRAINED, TokenStore, part_file
 from lengthen.data.tokenize import load_text_tokenizer, save_tokenizer
 from lengthen.data.work import filters_of, tell_duplicates, tokenise_part
 from lengthen.models import load_tokenizer, resolve_model
@@ -90,6 +90,7 @@ def _plan(settings: PrepareStage, ctx: StageContext, work: Path, job: dict[str, 
     counts = [record["documents"] for record in store.records]
     source_of = np.repeat(owner, counts)
     _refuse_empty(settings, store, source_of)
+    _refuse_masked_knots(settings, store, owner)
     dropped = {}
     wanted = [filters_of(settings, source) for source in settings.sources]
     if any(filters.exact_duplicates for filters in wanted):
@@ -114,6 +115,21 @@ def _plan(settings: PrepareStage, ctx: StageContext, work: Path, job: dict[str, 
             "row_length": settings.row_length, "seed": ctx.seed,
         })  # fmt: skip
     return planned
+
+
+def _refuse_masked_knots(settings: PrepareStage, store: TokenStore, owner: np.ndarray) -> None:
+    """Untie-the-Knots trains all but its markers, so a mask that came with the data would be lost."""
+    for part, index in enumerate(owner.tolist()):
+        source = settings.sources[index]
+        if source.interleave is None or source.interleave.method != "utk":
+            continue
+        path = part_file(store.folder, part, ".mask")
+        if path.exists() and path.stat().st_size and not (np.memmap(path, np.uint8, "r") & TRAINED).all():
+            raise LengthenError(
+                f"sources.{source.name}: interleave method utk with a mask: some of its tokens are not to be trained.",
+                why="Untie-the-Knots trains every token except its markers (arXiv 2409.04774)",
+                fix="use interleave method cip, which keeps masks, or data without a mask",
+            )
 
 
 def _list_duplicates(work: Path, store: TokenStore, dropped: dict[str, np.ndarray]) -> None:
