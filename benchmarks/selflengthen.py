@@ -5,8 +5,9 @@ results/benchmarks/selflengthen.json.
 slow (two seconds an answer on average; `--answer-seconds 16` is nearer to what a server that writes thousands of words
 takes), limits, breaks, drops and hangs some requests. The loop is killed three times at random moments. Counted: what
 was lost, what was asked again after its answer had been stored, and how busy the endpoint was kept, which its own log
-tells. The comparison is the same loop with the steps one after the other, each waiting for all of the one before it (as
-the original's scripts do), on an equal endpoint without kills.
+tells; beside it what the process that ended a phase recorded of it (`phases`): requests a second, its own count of
+places in use, processor seconds. The comparison is the same loop with the steps one after the other, each waiting for
+all of the one before it (as the original's scripts do), on an equal endpoint without kills.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def measure(folder: Path, model: Path, count: int, seconds: float, *, kills: int
     log = folder / "server.jsonl"
     # The server draws from half to twice its latency: on average a quarter more.
     slow = ("--latency", str(seconds / 1.25), "--hang-seconds", str(10 * seconds))
-    server = _start(["tests.selflengthen.server", "--log", str(log), *slow, *FAULTS], stdout=subprocess.PIPE)
+    script = ("--root", str(model), *slow, *FAULTS)
+    server = _start(["tests.selflengthen.server", "--log", str(log), *script], stdout=subprocess.PIPE)
     assert server.stdout is not None
     url = server.stdout.readline().decode().strip()
     run = folder / "run"
@@ -155,7 +157,16 @@ def _counts(run: Path) -> dict[str, Any]:
         "responses": tasks.get("response", 0),
         "extensions": tasks.get("extension", 0),
         "lost": lost,
+        "phases": _phases(run),
     }
+
+
+def _phases(run: Path) -> dict[str, dict[str, Any]]:
+    from tests.selflengthen.test_endpoint import rows
+
+    wanted = ("requests", "requests_per_second", "busy", "processor_seconds")
+    found = {phase: json.loads(info) for phase, info in rows(run, "SELECT phase, info FROM phases ORDER BY began_at")}
+    return {phase: {key: info[key] for key in wanted if key in info} for phase, info in found.items()}
 
 
 def _ended_tasks(run: Path) -> dict[str, int]:

@@ -193,10 +193,13 @@ def plan(
       lengthen plan prolong --devices 8xH100-80GB
       lengthen plan prolong --devices 64xH100-80GB --set train-512k.sequence_parallel=16
     """
-    from lengthen.commands import plan_text
+    from lengthen.commands import lacking_text, plan_text
     from lengthen.recipe.load import load_recipe
 
-    typer.echo(plan_text(load_recipe(recipe, model=model, changes=set_ or ()), devices))
+    loaded = load_recipe(recipe, model=model, changes=set_ or ())
+    typer.echo(plan_text(loaded, devices))
+    if warning := lacking_text(loaded):
+        typer.echo(warning)
 
 
 @app.command()

@@ -17,6 +17,7 @@ from lengthen.common.files import read_json
 from lengthen.common.manifest import MANIFEST
 from lengthen.common.progress import clock
 from lengthen.recipe.base import ModelFacts, StageSettings, size_text
+from lengthen.recipe.inputs import missing_inputs, missing_lines
 from lengthen.recipe.load import PRESETS, apply_change, preset_names
 from lengthen.recipe.schema import Recipe, build_recipe, json_schema
 from lengthen.recipe.stages.merge import MergeStage
@@ -67,7 +68,7 @@ def _headline(recipe: Recipe, folder: Path) -> str:
 
 def dry_run_text(recipe: Recipe, folder: Path, redo: Sequence[str] = ()) -> str:
     """Stages with their state, and what remains."""
-    from lengthen.runner import plan_run
+    from lengthen.runner import lacking, plan_run
 
     plans = plan_run(recipe, folder, redo)
     width = max(len(plan.name) for plan in plans)
@@ -82,7 +83,17 @@ def dry_run_text(recipe: Recipe, folder: Path, redo: Sequence[str] = ()) -> str:
         lines.append(f"{len(remaining)} of {len(plans)} stages remain, roughly {clock(seconds)} on two cores "
                      f"for the embedded model{_slower()}.")  # fmt: skip
         lines.append(f"\nWhat training costs here (--devices for others: lengthen plan):\n{_prices(recipe)}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_warning(recipe, lacking(recipe, plans))])
+
+
+def lacking_text(recipe: Recipe) -> str:
+    """A warning of the inputs that are not there; nothing where all are, and where none is a file."""
+    return "\n".join(_warning(recipe, missing_inputs(recipe.stages)))
+
+
+def _warning(recipe: Recipe, missing: dict[str, list[str]]) -> list[str]:
+    lines = missing_lines(missing, recipe.sources)
+    return ["", "Warning: not there yet, and a run would not start without it:", *lines] if lines else []
 
 
 def _prices(recipe: Recipe) -> str:
@@ -227,7 +238,8 @@ def show_text(recipe: Recipe) -> str:
     lines = [f"# {recipe.name}: {recipe.description}".rstrip(": ")]
     if recipe.paper:
         lines.append(f"# paper: arXiv {recipe.paper}")
-    lines += [f"name: {recipe.name}", f"model: {recipe.model}", f"seed: {recipe.seed}"]
+    note = f"   # {recipe.sources['model']}" if "model" in recipe.sources else ""
+    lines += [f"name: {recipe.name}", f"model: {recipe.model}{note}", f"seed: {recipe.seed}"]
     if facts is not None:
         window = size_text(facts.window) if facts.window else "unknown"
         lines.append(f"# model window {window}, RoPE base {facts.rope_theta:,.0f}, "
@@ -247,6 +259,8 @@ def _stage_lines(stage: StageSettings, recipe: Recipe, facts: ModelFacts | None)
         key = line.strip("- ").split(":", 1)[0]
         source = recipe.sources.get(f"{stage.name}.{key}") if line[:2] in ("- ", "  ") and line[2:3] != " " else None
         lines.append(line + (f"   # {source}" if source else ""))
+    if stage.name in recipe.sources:
+        lines.append(f"  # source of all of it: {recipe.sources[stage.name]}")
     nested = {k: v for k, v in recipe.sources.items() if k.startswith(stage.name + ".") and k.count(".") > 1}
     lines += [f"  # source of {key.removeprefix(stage.name + '.')}: {source}" for key, source in nested.items()]
     # A stage that reads an earlier stage's model has the start model's architecture, which is all that is asked here.

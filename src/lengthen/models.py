@@ -18,6 +18,7 @@ from filelock import FileLock
 from lengthen.common.errors import LengthenError
 from lengthen.common.files import cache_folder, sha256_file
 from lengthen.recipe.base import ModelFacts
+from lengthen.recipe.inputs import is_hub_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -45,16 +46,12 @@ def resolve_model(name: str) -> Path:
     if path.is_dir():
         inner = path / "model"
         return _checked(inner if (inner / "config.json").exists() else path)
-    if not _is_hub_name(name):
+    if not is_hub_name(name):
         raise LengthenError(
             f"model '{name}': there is no such folder.",
             fix="give a model folder, a Hub name (owner/name), or 'default' for the embedded model",
         )
     return _from_hub(name)
-
-
-def _is_hub_name(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith(("/", ".", "~"))
 
 
 def model_title(name: str) -> str:
@@ -72,7 +69,7 @@ def model_facts(name: str) -> ModelFacts:
     if name == DEFAULT:
         folder = cache_folder("models") / _DEFAULT_FOLDER
         return ModelFacts.read(folder) if (folder / "config.json").exists() else _published(name)
-    if Path(name).expanduser().is_dir() or not _is_hub_name(name):
+    if Path(name).expanduser().is_dir() or not is_hub_name(name):
         return ModelFacts.read(resolve_model(name))
     try:
         return ModelFacts.read(_hub_config(name))

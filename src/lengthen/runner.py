@@ -39,6 +39,7 @@ from lengthen.common.memory import peak_memory_gib, reset_peak_memory
 from lengthen.common.seeds import derive_seed
 from lengthen.launch import Launch
 from lengthen.recipe.base import StageSettings
+from lengthen.recipe.inputs import missing_inputs, missing_lines
 from lengthen.recipe.schema import Recipe
 from lengthen.recipe.stages import KINDS, stage_function
 
@@ -85,6 +86,13 @@ def plan_run(recipe: Recipe, run: Path, redo: Sequence[str] = ()) -> list[StageP
     return plans
 
 
+def lacking(recipe: Recipe, plans: Sequence[StagePlan]) -> dict[str, list[str]]:
+    """Files and folders that the stages still to run need from outside and that are not there, with the keys that name
+    them."""
+    done = {plan.name for plan in plans if plan.state == "done"}
+    return missing_inputs(stage for stage in recipe.stages if stage.name not in done)
+
+
 def run_recipe(recipe: Recipe, run: Path, *, redo: Sequence[str] = (), say: Callable[[str], None] = print) -> Path:
     """Run what is not done yet. Returns the run folder.
 
@@ -94,7 +102,8 @@ def run_recipe(recipe: Recipe, run: Path, *, redo: Sequence[str] = (), say: Call
         say: prints a line for the user (first rank only).
 
     Raises:
-        LengthenError: another process runs in this folder, a stage fails, the disk is full ...
+        LengthenError: an input of any stage is not there, another process runs in this folder, a stage fails, the disk
+            is full ...
     """
     for name in redo:
         if name not in recipe.names:
@@ -128,9 +137,10 @@ def _alone(recipe: Recipe, run: Path, launch: Launch, redo: set[str], say: Calla
 
 
 def _lead(recipe: Recipe, run: Path, launch: Launch, redo: set[str], say: Callable[[str], None]) -> None:
+    plans = plan_run(recipe, run, sorted(redo))
+    _refuse(recipe, lacking(recipe, plans))
     write_atomic(run / "resolved.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
-    plans = plan_run(recipe, run)
-    outlook = progress.Outlook({p.name: p.cost for p in plans if p.state != "done" or p.name in redo})
+    outlook = progress.Outlook({p.name: p.cost for p in plans if p.state != "done"})
     progress.show_outlook(outlook)
     try:
         for number, stage in enumerate(recipe.stages, 1):
@@ -138,6 +148,18 @@ def _lead(recipe: Recipe, run: Path, launch: Launch, redo: set[str], say: Callab
             outlook.finish(stage.name)
     finally:
         progress.show_outlook(None)
+
+
+def _refuse(recipe: Recipe, missing: dict[str, list[str]]) -> None:
+    """A late stage's missing input would show only when weeks of earlier stages are over."""
+    if missing:
+        raise LengthenError(
+            "\n".join(
+                ["Nothing was started: there is no such folder or file.", *missing_lines(missing, recipe.sources)]
+            ),
+            why=f"a run looks for the inputs of all its stages first; relative paths begin in {Path.cwd()}",
+            fix="put them there, or name yours with --set KEY=VALUE (the start model with --model)",
+        )
 
 
 def _stage(
@@ -186,15 +208,14 @@ def _follow(recipe: Recipe, run: Path, launch: Launch) -> None:
 def marks(stage: StageSettings, recipe: Recipe, run: Path) -> tuple[str, str]:
     """Two SHA-256 over a stage's settings, seed and inputs (by content): its fingerprint, and its stem, which leaves
     out how much is asked for. Equal fingerprints mean equal results; equal stems, that one goes on from the other."""
-    plain = {
-        "kind": stage.kind,
-        "seed": derive_seed(recipe.seed, stage.name),
-        "inputs": {name: digest["sha256"] for name, digest in _inputs(stage, recipe, run).items()},
-    }
-    dropped = stage.without_effect()
+    plain = {"kind": stage.kind, "seed": derive_seed(recipe.seed, stage.name)}
+    inputs = {name: digest["sha256"] for name, digest in _inputs(stage, recipe, run).items()}
+    dropped, growing = stage.without_effect(), stage.growing_inputs()
+    lasting = {name: digest for name, digest in inputs.items() if name not in growing}
+    settings, stem = (stage.model_dump(mode="json", exclude=keys) for keys in (dropped, dropped | stage.growing()))
     return (
-        _digest({**plain, "settings": stage.model_dump(mode="json", exclude=dropped)}),
-        _digest({**plain, "settings": stage.model_dump(mode="json", exclude=dropped | stage.growing())}),
+        _digest({**plain, "inputs": inputs, "settings": settings}),
+        _digest({**plain, "inputs": lasting, "settings": stem}),
     )
 
 

@@ -22,6 +22,8 @@ class Script:
     latency: seconds before each answer.
     continues: understands continue_final_message. strict: refuses fields that it does not know.
     completions, ids: has /v1/completions, and it takes token ids. usage: tells token counts (words here).
+    lists: has /v1/models; busy: that path answers 503 so often first. key: what it wants as a key, if anything.
+    max_model_len: most words of prompt and answer together; more is a 400, as vLLM says it.
     """
 
     write: Callable[[str, dict[str, Any]], str] = lambda prompt, body: f"echo {prompt.split()[-1]}"
@@ -33,6 +35,10 @@ class Script:
     ids: bool = False
     usage: bool = True
     models: tuple[str, ...] = ("test-model",)
+    lists: bool = True
+    busy: int = 0
+    key: str | None = None
+    max_model_len: int | None = None
     retry_after: str | None = None
     seen: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     at_once: int = 0
@@ -56,12 +62,28 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
+        if self._locked():
+            return None
+        if not self.script.lists:
+            return self._send(404, {"error": {"message": "no such path"}})
+        if self.script.busy:
+            self.script.busy -= 1
+            return self._send(503, {"error": {"message": "loading"}})
         names = self.script.models
-        self._send(200, {"object": "list", "data": [{"id": n, "object": "model", "created": 0} for n in names]})
+        return self._send(200, {"object": "list", "data": [{"id": n, "object": "model", "created": 0} for n in names]})
+
+    def _locked(self) -> bool:
+        """Answers 401 to a request without the key."""
+        wrong = self.script.key is not None and self.headers["authorization"] != f"Bearer {self.script.key}"
+        if wrong:
+            self._send(401, {"error": {"message": "no such key"}})
+        return wrong
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         script, chat = self.script, self.path.endswith("/chat/completions")
+        if self._locked():
+            return None
         if not chat and not script.completions:
             return self._send(404, {"error": {"message": "no such path"}})
         if script.strict and set(body) - _KNOWN:
@@ -99,6 +121,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._raw(200, "application/json", b'{"choices": [{"message": {"con')
         if trouble == "html":
             return self._raw(200, "text/html", b"<html>gateway</html>")
+        asked = len(prompt.split()) + body["max_tokens"]
+        if script.max_model_len is not None and asked > script.max_model_len:
+            said = f"This model's maximum context length is {script.max_model_len} tokens, you requested {asked} tokens"
+            return self._send(400, {"error": {"message": said, "type": "BadRequestError", "code": 400}})
         text = script.write(prompt, body)
         words = text.split()
         cut = len(words) > body["max_tokens"]

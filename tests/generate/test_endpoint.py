@@ -10,6 +10,8 @@ import pytest
 from lengthen.common.errors import LengthenError
 from lengthen.generate import Request, open_engine
 from lengthen.generate.endpoint import EndpointEngine
+from lengthen.generate.engine import NO_ROOM
+from lengthen.generate.listing import KeyRefused, list_models
 from lengthen.generate.wire import EndpointOptions
 from tests.generate.server import Script, serving
 
@@ -63,6 +65,52 @@ def test_a_request_that_is_wrong_is_not_repeated():
     found = answers(script, [ask(0), ask(1)])
     assert "scripted 400" in found["q1"].error
     assert sum(p.endswith("-1") for p in script.asked) == 1
+
+
+def test_tries_on_the_wire_are_counted():
+    script = Script(trouble=lambda number, prompt: 500 if prompt.endswith("-1") or number in (0, 1) else None)
+    found = answers(script, [ask(0)])
+    assert (found["q0"].text, found["q0"].tries) == ("echo number-0", 3)
+    found = answers(script, [ask(1)])
+    assert (found["q1"].finish_reason, found["q1"].tries) == ("error", 1 + FAST.retries)
+
+
+@pytest.mark.parametrize(("again", "tries"), [(False, 1), (True, 2)])
+def test_a_time_out_ends_a_request_where_it_shall(again, tries):
+    script = Script(trouble=lambda number, prompt: "hang")
+    options = replace(FAST, retries=1, seconds=0.3, seconds_per_token=0.0, retry_timeouts=again)
+    found = answers(script, [ask(0)], options=options)
+    assert "no answer within" in found["q0"].error and found["q0"].tries == tries == len(script.asked)
+    script = Script(trouble=lambda number, prompt: 504)  # a gateway's time-out is one too
+    assert answers(script, [ask(0)], options=options)["q0"].tries == tries
+
+
+def test_a_prompt_beyond_the_servers_window_is_told_apart_and_not_repeated():
+    script = Script(max_model_len=30, trouble=lambda number, prompt: 400 if prompt.endswith("-2") else None)
+    found = answers(script, [ask(0), replace(ask(1), max_new_tokens=28), ask(2)])
+    assert found["q0"].text == "echo number-0" and found["q0"].final
+    assert found["q1"].error.startswith(NO_ROOM) and "maximum context length is 30" in found["q1"].error
+    assert found["q1"].final and found["q1"].tries == 1
+    assert not found["q2"].error.startswith(NO_ROOM) and not found["q2"].final, "another 400 is an error as before"
+
+
+def test_the_key_is_sent_and_a_refused_one_is_told_apart(monkeypatch):
+    with serving(Script(key="sesame")) as address:
+        monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+        with pytest.raises(KeyRefused, match=r"refuses the key \(401\)(.|\n)*OPENAI_API_KEY, which is not set"):
+            EndpointEngine(address, options=FAST)
+        monkeypatch.setenv("OTHER_KEY", "sesame")
+        (answer,) = EndpointEngine(address, options=replace(FAST, key="OTHER_KEY")).generate([ask(0)])
+        assert answer.text == "echo number-0"
+
+
+def test_an_endpoint_without_a_list_and_one_that_is_busy():
+    with serving(Script(lists=False)) as address:
+        assert list_models(address, "OPENAI_API_KEY") is None
+        (answer,) = EndpointEngine(address, "any", options=FAST).generate([ask(0)])
+        assert answer.text == "echo number-0"
+    with serving(Script(busy=1)) as address:
+        assert [row.name for row in list_models(address, "OPENAI_API_KEY") or []] == ["test-model"]
 
 
 def test_one_hanging_request_delays_nothing_else():

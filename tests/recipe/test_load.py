@@ -8,9 +8,10 @@ import jsonschema
 import pytest
 import yaml
 
+from lengthen.commands import show_text
 from lengthen.common.errors import LengthenError
 from lengthen.recipe.base import parse_size, size_text
-from lengthen.recipe.load import load_recipe, merge_recipes, preset_names, read_recipe
+from lengthen.recipe.load import PRESETS, _Loader, load_recipe, merge_recipes, preset_names, read_recipe
 from lengthen.recipe.schema import json_schema
 
 BASE = """
@@ -80,6 +81,39 @@ def test_a_list_that_is_replaced_takes_its_notes_along(tmp_path):
         load_recipe(write(tmp_path, change + "sources: {rows.sources.a.paths: my own note}", "own.yaml"))
 
 
+def test_at_model_is_the_start_model_wherever_it_stands(tmp_path):
+    stages = (
+        "  - {kind: analyse-tokens, rows: '@rows', base: '@model', tuned: '@train'}\n"
+        "  - {kind: merge, models: ['@model', '@train']}\n"
+        "  - {kind: evaluate, model: '@merge', suites: [{suite: short, options: {reference: '@model'}}]}\n"
+    )
+    file = write(tmp_path, BASE.rstrip() + "\n" + stages.replace("rows: '@rows'", "rows: ['@rows']"))
+    for model, expected in ((None, "default"), ("./mine", "./mine")):
+        recipe = load_recipe(file, model=model)
+        assert recipe.stage("analyse-tokens").model_dump()["base"] == expected
+        assert recipe.stage("merge").model_dump()["models"] == [expected, "@train"]
+        assert recipe.stage("evaluate").model_dump()["suites"][0]["options"] == {"reference": expected}
+        assert recipe.stage("train").model_dump()["model"] == expected
+        assert "model" not in {name for stage in recipe.stages for name in stage.references()}
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_another_start_model_leaves_none_of_the_presets_own(name):
+    """`--model M` reaches every stage: the preset's start model is named nowhere else."""
+    start = load_recipe(name).model
+    changed = load_recipe(name, model="./mine").model_dump(exclude={"description", "sources"})
+    assert f"'{start}'" not in str(changed) and changed["model"] == "./mine"
+
+
+def test_a_note_on_the_start_model_and_on_a_whole_stage_is_shown(tmp_path):
+    notes = "sources: {model: the paper has another, train: as in the paper}"
+    text = show_text(load_recipe(write(tmp_path, f"{BASE}\n{notes}")))
+    assert "model: default   # the paper has another" in text
+    assert "# source of all of it: as in the paper" in text
+    child = write(tmp_path, "extends: r.yaml\nname: child\nwithout: [train]", "child.yaml")
+    assert list(load_recipe(child).sources) == ["model"], "the note of a removed stage goes with it"
+
+
 def test_merging_leaves_the_base_alone():
     base = {"stages": [{"name": "a", "x": {"y": 1}}]}
     merge_recipes(base, {"stages": [{"name": "a", "x": {"y": 2}}]})
@@ -99,6 +133,9 @@ def test_merging_leaves_the_base_alone():
         ("just words", ["not a recipe"]),
         (BASE + "\nseed: 1\nseed: 2", ["stands twice", "seed"]),
         (BASE + "\nsources: {train.stepz: ProLong}", ["train.stepz"]),
+        (BASE.replace("kind: train", "kind: train\n    name: model"), ["no stage can be called 'model'", "`name`"]),
+        (BASE.replace('"@rows"', '"@model/rows"'), ["train", "@model", "stands alone"]),
+        (BASE + "\nmodel: '@model'", ["model", "@model stands for this key"]),
     ],
 )
 def test_errors_name_the_place_and_the_way_out(tmp_path, text, words):
@@ -129,10 +166,15 @@ def test_an_unknown_recipe_names_the_nearest_preset():
         load_recipe("quickstrat")
 
 
-@pytest.mark.parametrize("name", preset_names())
-def test_every_preset_is_valid_against_the_schema_that_editors_get(name):
-    load_recipe(name)
-    jsonschema.validate(read_recipe(name), json_schema())
+WRITTEN = sorted([*PRESETS.glob("*.yaml"), *(Path(__file__).parents[2] / "experiments").rglob("*.yaml")])
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_recipe_is_valid_against_the_schema_that_editors_get(path):
+    """As it is written, with `extends`, `without` and `after`, and as it is when these are followed."""
+    load_recipe(str(path))
+    for data in (yaml.load(path.read_text(), Loader=_Loader), read_recipe(str(path))):
+        jsonschema.validate(data, json_schema())
 
 
 def test_the_schema_refuses_an_unknown_key():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -15,6 +18,7 @@ from lengthen.common.files import read_json, read_json_lines
 from lengthen.data.mds import write_mds
 from lengthen.data.shards import Row
 from lengthen.recipe.load import load_recipe
+from lengthen.recipe.schema import build_recipe
 from lengthen.runner import run_recipe
 from tests.conftest import make_model
 from tests.generate.server import Script, serving
@@ -36,6 +40,8 @@ def material(tmp_path_factory) -> Path:
     said = [(f"What comes after {n}?", f"It is {n + 1}.") for n in range(60)]
     chats = [[{"role": "user", "content": asked}, {"role": "assistant", "content": answer}] for asked, answer in said]
     (folder / "chats.jsonl").write_text("\n".join(json.dumps({"messages": chat}) for chat in chats))
+    texts = [path.read_text() for path in sorted((folder / "texts").iterdir())]
+    (folder / "texts.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
     return folder
 
 
@@ -55,6 +61,10 @@ def run(preset: str, folder: Path, material: Path, stages: dict[str, dict[str, A
         assert made.stage(name).kind != "train" or (len(losses) == 2 and np.isfinite(losses).all()), name
     assert (done / "report.html").exists() and (done / "model/model.safetensors").exists()
     return done
+
+
+def read_rows(stage: Path) -> list[dict[str, Any]]:
+    return [row for path in sorted((stage / "rows").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
 
 
 def small(**more: Any) -> dict[str, Any]:
@@ -96,12 +106,11 @@ def test_longrecipe(material, tmp_path):
     done = run("longrecipe", tmp_path, material, {
         "documents": {"row_length": 1024, "tokens": 16384,
                       "sources": [source("text", "documents", material / "texts", share=1.0, packing="concatenate")]},
-        "analyse-tokens": {"base": str(material / "model"), "tuned": str(tuned), "samples": 4, "length": 256},
+        "analyse-tokens": {"tuned": str(tuned), "samples": 4, "length": 256},
         "choose-sentences": {"row_length": 307},
         "long": small(length=1024, positions={"type": "skip", "targets": [1024]}),
         "replay-rows": {"row_length": 256, "sources": [source("chat", "chats", material / "chats.jsonl")]},
         "replay": small(),
-        "merge": {"models": [str(material / "model"), "@replay"]},
         "after": SHORT,
     })  # fmt: skip
     config = read_json(done / "model/config.json")
@@ -133,6 +142,49 @@ def test_longskywork(material, tmp_path):
     })  # fmt: skip
     assert read_json(done / "stages/tables/manifest.json")["counts"]["conversations"] == 6
     assert read_json(done / "model/config.json")["max_position_embeddings"] >= 768
+
+
+def test_ultralong(material, tmp_path):
+    """1,024 for 1M, YaRN over the start model's 256; documents joined and attended across."""
+    documents = source("text", "documents", material / "texts", share=1.0, packing="concatenate",
+                       interleave={"method": "cip", "chunks": 1},
+                       buckets=[{"share": 0.3, "max_tokens": 599}, {"share": 0.7, "min_tokens": 600}])  # fmt: skip
+    done = run("ultralong", tmp_path, material, {
+        "rows": {"row_length": 1024, "tokens": 8192, "sources": [documents]},
+        "train": small(length=1024, rope={"factor": 4, "window": 256}),
+        "chats": {"row_length": 256, "sources": [source("chat", "chats", material / "chats.jsonl")]},
+        "sft": small(),
+        "after": SHORT,
+    })  # fmt: skip
+    config = read_json(done / "model/config.json")
+    rope = config["rope_parameters"]
+    assert (config["max_position_embeddings"], rope["rope_type"], rope["factor"]) == (1024, "yarn", 4.0)
+    assert (rope["beta_slow"], rope["beta_fast"]) == (1.0, 4.0)
+    rows = read_rows(done / "stages/rows")
+    assert rows and all(row["attend"] == "joined" for row in rows) and any(len(row["doc_lens"]) > 1 for row in rows)
+
+
+def test_llama31(material, tmp_path):
+    """Six lengths in small, each behind its gates; a needle that a random model need not find."""
+    lengths = dict(zip((16, 24, 32, 64, 96, 128), (320, 384, 448, 512, 640, 768), strict=True))
+    stages: dict[str, dict[str, Any]] = {"before": SHORT, "after": SHORT}
+    for number, (name, length) in enumerate(lengths.items()):
+        mix = source("jsonl", "mix", material / "texts.jsonl", share=1.0)
+        stages[f"rows-{name}k"] = {"row_length": length, "tokens": 8 * length, "sources": [mix]}
+        train = small(length=length, rope={"factor": 4, "window": 256})
+        if number:
+            gate = {"scores": f"@check-{list(lengths)[number - 1]}k", "task": "needle", "at_least": 0.0}
+            train["requires"] = [{**gate, "length": 512}, {**gate, "compared_to": "@before"}]
+        stages[f"train-{name}k"] = train
+        stages[f"check-{name}k"] = SHORT
+    stages["anneal"] = small(keep=2, keep_after=2)
+    stages["merge"] = {"last": 2}
+    done = run("llama31", tmp_path, material, stages)
+    config = read_json(done / "model/config.json")
+    assert config["max_position_embeddings"] == 768 and config["rope_parameters"]["rope_type"] == "llama3"
+    for before, name in itertools.pairwise(lengths):
+        inputs = read_json(done / f"stages/train-{name}k/manifest.json")["inputs"]
+        assert {f"@check-{before}k", "@before", f"@train-{before}k"} <= set(inputs), "scores, and weights to go on from"
 
 
 def _mds(folder: Path, rng: np.random.Generator, lengths: list[int], *, masked: bool = False) -> Path:
@@ -169,3 +221,38 @@ def test_prolong(material, tmp_path):
     for name, base in (("train-64k", 8e6), ("train-512k", 1.28e8), ("sft", 1.28e8)):
         assert read_json(done / "stages" / name / "model/config.json")["rope_parameters"]["rope_theta"] == base
     assert read_json(done / "stages/mix-64k/manifest.json")["counts"]["rows"] >= 12
+
+
+def test_own_sources_of_prolong_become_whole_pieces(material, tmp_path):
+    """The second stage's mix from raw sources, 512 for 64K and 4,096 for 512K: each piece of a long document has one of
+    the two lengths exactly, and short documents are none of them."""
+    for number in range(8):
+        folder = tmp_path / f"repositories/{number}"
+        folder.mkdir(parents=True)
+        for part in range(2 if number % 2 else 24):
+            lines = [f"value_{part}_{line} = {line} * {number}" for line in range(60)]
+            (folder / f"{part}.py").write_text("\n".join(lines))
+    text = (material / "texts/0.txt").read_text()
+    (tmp_path / "long.jsonl").write_text("\n".join(json.dumps({"text": text * n}) for n in (1, 3, 30) * 4))
+    pq.write_table(pa.Table.from_pylist([{"text": text}] * 60), tmp_path / "short.parquet")
+    small = {2**19: 4096, 2**19 - 1: 4095, 2**16: 512}
+    sources = load_recipe("prolong-sources").stage("mix-512k").model_dump(exclude_unset=True)["sources"]
+    for one in sources:
+        long = one["packing"] == "whole_documents"
+        lines = tmp_path / "long.jsonl" if long else material / "texts.jsonl"
+        path = {"repository": tmp_path / "repositories", "chat": material / "chats.jsonl",
+                "parquet": tmp_path / "short.parquet", "jsonl": lines}[one["kind"]]  # fmt: skip
+        one |= {"paths": [str(path)], "repeat": 20}  # chats are few here, and the shares hold
+        for bucket in one.get("buckets", ()):
+            bucket |= {key: small[size] for key, size in bucket.items() if size in small}
+    stage = {"kind": "prepare", "name": "mix", "row_length": 4096, "tokens": 400_000, "sources": sources}
+    recipe = build_recipe({"name": "own", "model": str(material / "model"), "stages": [stage]}, "own")
+    rows = read_rows(run_recipe(recipe, tmp_path / "run", say=lambda _: None) / "stages/mix")
+    pieces: dict[str, list[int]] = {}
+    for row in rows:
+        for length, name in zip(row["doc_lens"], row["sources"], strict=True):
+            pieces.setdefault(name, []).append(length)
+    assert set(pieces["repositories"]) == set(pieces["books"]) == {512, 4096} and set(pieces["textbooks"]) == {4096}
+    assert set(pieces) == {one["name"] for one in sources} and all(row["attend"] == "isolated" for row in rows)
+    share = {name: sum(lengths) / 400_000 for name, lengths in pieces.items()}
+    assert share["repositories"] == pytest.approx(0.3, abs=0.03) and share["books"] == pytest.approx(0.3, abs=0.03)

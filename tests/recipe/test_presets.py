@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from lengthen.commands import plan_text, show_text
 from lengthen.recipe.base import ModelFacts
 from lengthen.recipe.load import load_recipe, preset_names
 from lengthen.recipe.rope import extend
+from lengthen.recipe.stages.evaluate import EvaluateStage
+from lengthen.recipe.stages.report import ReportStage
 from lengthen.recipe.stages.train import TrainStage
 from lengthen.train.estimate import estimate, parse_devices
+from tests.recipe.budget import evaluation_minutes, training_minutes, trainings
 from tests.recipe.conftest import config_only
 
 
@@ -32,6 +37,51 @@ def test_each_preset_says_where_its_numbers_come_from(name):
     # quickstart-full and self-lengthen-laptop take their base's sources along.
     assert data.sources, "published, second-hand or lengthen's own: a reader must be able to tell"
     assert all(len(source) > 3 for source in data.sources.values())
+
+
+LAPTOPS = ("prolong-laptop", "longskywork-laptop", "longalign-laptop", "longrecipe-laptop", "pose-laptop")
+
+
+@pytest.mark.parametrize("name", [*LAPTOPS, "prolong", "prolong-sources"])
+def test_a_preset_shows_whether_it_worked(name):
+    """The start model as it is and with untrained YaRN stand beside the result, asked the same, up to the trained
+    length."""
+    recipe = load_recipe(name)
+    arms = {stage.name: stage for stage in recipe.stages if isinstance(stage, EvaluateStage)}
+    (report,) = (stage for stage in recipe.stages if isinstance(stage, ReportStage))
+    assert [one.label for one in report.evaluations] == ["as-is", "yarn-untrained", arms["after"].arm]
+    assert [one.run for one in report.evaluations] == ["@as-is", "@yarn-untrained", "@after"]
+    assert arms["as-is"].model == arms["yarn-untrained"].model == recipe.model and arms["as-is"].rope is None
+    assert arms["yarn-untrained"].rope is not None and arms["yarn-untrained"].rope.type == "yarn"
+    assert arms["after"].model == report.model
+    for stage in arms.values():
+        for suite in stage.suites:
+            same = [one for one in arms["after"].suites if one.suite == suite.suite]
+            assert [(one.tasks, one.options) for one in same] == [(suite.tasks, suite.options)], "asked the same"
+            assert set(suite.lengths or stage.lengths) <= set(same[0].lengths or arms["after"].lengths)
+
+
+@pytest.mark.parametrize("name", [name for name in preset_names() if not name.startswith(("quickstart", "self-"))])
+def test_evaluation_reaches_the_trained_length(name):
+    recipe = load_recipe(name)
+    trained = max(stage.length or 0 for stage in recipe.stages if isinstance(stage, TrainStage))
+    asked = [stage for stage in recipe.stages if isinstance(stage, EvaluateStage) and stage.name == "after"]
+    assert max(n for stage in asked for suite in stage.suites for n in suite.lengths or stage.lengths) >= trained
+
+
+def test_longskywork_laptop_runs_the_four_stages_within_two_hours():
+    """Pretraining is the start model; then continued training, SFT on short chats, and 200 iterations of tables."""
+    recipe = load_recipe("longskywork-laptop")
+    assert [stage.name for stage in trainings(recipe)] == ["long-pretraining", "sft", "long-sft"]
+    assert [stage.model for stage in trainings(recipe)] == ["default", "@long-pretraining", "@sft"]
+    assert training_minutes(recipe) + evaluation_minutes(recipe) <= 120
+    arm = load_recipe(str(Path(__file__).parents[2] / "experiments/bakeoff/plain.yaml"))
+    assert recipe.stage("chats") == arm.stage("chats") and recipe.stage("sft-rows") == arm.stage("sft-rows")
+
+
+@pytest.mark.parametrize("name", LAPTOPS)
+def test_a_laptops_evaluation_is_small(name):
+    assert evaluation_minutes(load_recipe(name)) <= 45
 
 
 def test_published_rope_bases_come_out(eight_billion):

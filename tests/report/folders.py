@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import random
-import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -113,23 +112,29 @@ def write_data(run: Path) -> Path:
 
 
 def write_growth(run: Path) -> Path:
-    from lengthen.selflengthen.store import Store
+    """Two roles refuse by one rule; the least reason and the least text belong to different answers."""
+    from lengthen.generate.engine import Answer, Request
+    from lengthen.selflengthen.store import Key, Outcome, Store
 
     folder = write_stage(run, "self-lengthen", "self-lengthen", seconds=4000.0)
-    Store(folder / "state.sqlite").close()
-    with sqlite3.connect(folder / "state.sqlite") as db:
-        for iteration, words in enumerate((310.0, 520.0, 940.0)):
-            db.execute("INSERT INTO measures VALUES(?,?,?,?,?,?,?)",
-                       (iteration, "median words", words, words * 0.85, words * 1.2, "words", 40))  # fmt: skip
-            db.execute("INSERT INTO measures VALUES(?,?,?,?,?,?,?)",
-                       (iteration, "pass rate", 0.8, 0.66, 0.9, "share", 40))  # fmt: skip
+    store = Store(folder / "state.sqlite")
+    for iteration, words in enumerate((310.0, 520.0, 940.0)):
+        store.measure(iteration, "median words", words, words * 0.85, words * 1.2, "words", 40)
+        store.measure(iteration, "pass rate", 0.8, 0.66, 0.9, "share", 40)
+    for role, loops in (
+        ("response", ((61, "Zebras | walk."), (98, "Anchors\nrust."))),
+        ("extension", ((77, "Boats."),)),
+    ):
         for number in range(6):
-            rule = "" if number < 3 else "repeats"
-            key = (1, "respond", f"i{number}", 0, 1, "")
-            db.execute("INSERT INTO verdicts VALUES(?,?,?,?,?,?,?,?,?,?)", (*key, rule, "a stretch of 61 words", 9, 9))
-            db.execute("INSERT INTO requests(iteration,role,item,sample,attempt,step,text) VALUES(?,?,?,?,?,?,?)",
-                       (*key, "The harbour wakes. The harbour wakes. The harbour wakes."))  # fmt: skip
-    db.close()
+            key = Key(1, role, f"i{number}~0" if role == "extension" else f"i{number}")
+            copied, text = loops[number] if number < len(loops) else (0, "The harbour wakes before the town.")
+            store.sending(key, Request(str(key), text="Write."))
+            store.answered(key, Answer(str(key), text, "stop", 5, 9))
+            store.verdict(key, "loop" if copied else "", f"{copied} words copied" if copied else "", 9, 9)
+            if not copied:
+                store.finish(Outcome(1, role, key.item, 0, text, 9, 9, number % 2 == 0, {}))
+    store.verdict(Key(1, "select", "i3~0"), "same_instruction", "9 words", 9, 9)
+    store.close()
     return folder
 
 

@@ -93,13 +93,29 @@ def test_page_escapes_what_models_write(reported):
 def test_page_holds_every_part(reported):
     folder, result = reported
     page = Page((folder / "report.html").read_text())
-    for part in ("YaRN, untrained", "effective", "too short", "9,000", "4.6 GiB", "repeats", "median words", "abc123",
+    for part in ("YaRN, untrained", "effective", "too short", "9,000", "4.6 GiB", "loop", "median words", "abc123",
                  "quickstart against as-is", "32K is beyond", "What is the number?",
                  "cut by the token limit"):  # fmt: skip
         assert part.lower() in page.text.lower(), part
     assert result.figures["headline"] in page.text
     # Two arms, three maps, one curve, one loss, two growth pictures.
     assert sum(tag == "svg" for tag, _ in page.tags) == 7
+
+
+def test_examples_of_refusals_belong_to_their_role_and_reason(reported):
+    """The least reason beside the least text would be an example of nothing."""
+    folder, _ = reported
+    html = (folder / "report.html").read_text()
+    rows = [Page(f"<table>{row}</table>").text for row in re.findall(r"<tr>.*?</tr>", html, re.DOTALL)]
+    rows = {(words[1], words[2]): text for text in rows if (words := text.split())[:1] == ["1"] and len(words) > 5}
+    answers, extensions = rows["response", "loop"], rows["extension", "loop"]
+    assert "61 words copied text Zebras" in answers and "98 words copied text Anchors" in answers
+    assert "33%" in answers and "Boats" not in answers and "77 words copied text Boats" in extensions
+    # Of the extensions i1, i3 and i5 are not kept, i3 as a second one of its instruction.
+    left = [line.split("|")[2:5] for line in (folder / "report.md").read_text().splitlines() if "not_selected" in line]
+    assert left == [[" extension ", " not_selected ", " 2 "], [" response ", " not_selected ", " 2 "]]
+    line = next(line for line in (folder / "report.md").read_text().splitlines() if "| response | loop |" in line)
+    assert line.endswith("| 61 words copied: “Zebras \\| walk.” |")
 
 
 def test_headline_has_numbers_with_interval(reported):

@@ -17,6 +17,7 @@ import yaml
 from lengthen.common.errors import LengthenError
 from lengthen.common.files import read_json
 from lengthen.recipe.load import load_recipe
+from lengthen.recipe.schema import build_recipe
 from lengthen.runner import plan_run, run_recipe
 
 
@@ -121,6 +122,22 @@ def test_two_runs_cannot_share_a_folder(recipe_file, tmp_path):
     (tmp_path / "run").mkdir()
     with FileLock(tmp_path / "run" / ".lock"), pytest.raises(LengthenError, match="Another process"):
         run_recipe(load_recipe(str(recipe_file)), tmp_path / "run", say=lambda _: None)
+
+
+def test_a_missing_input_of_the_last_stage_stops_the_run_before_the_first(recipe_file, tmp_path):
+    texts = {"kind": "text", "name": "texts", "paths": [str(tmp_path / "texts")]}
+    data = yaml.safe_load(recipe_file.read_text())
+    data["stages"][-1]["sources"].append(texts)
+    recipe = build_recipe(data, "late")
+    with pytest.raises(LengthenError) as error:
+        run_recipe(recipe, tmp_path / "run", say=lambda _: None)
+    assert "Nothing was started" in str(error.value) and "--set" in str(error.value)
+    assert f"{tmp_path}/texts: rows.sources.texts.paths" in str(error.value)
+    assert not list((tmp_path / "run/stages").iterdir()), "no stage has begun"
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.txt").write_text("The harbour wakes before the town. " * 40)
+    run_recipe(recipe, tmp_path / "run", say=lambda _: None)
+    assert states(recipe, tmp_path / "run") == ["done", "done", "done"]
 
 
 def test_an_unknown_stage_to_redo_names_the_nearest(recipe_file, tmp_path):

@@ -12,7 +12,7 @@ from lengthen.common.manifest import StageContext
 from lengthen.recipe.stages.self_lengthen import SelfLengthenStage
 from lengthen.selflengthen.loop import STATE, _work
 from lengthen.selflengthen.phases import Crew, Extensions, Instructions, Responses, instruct, write
-from lengthen.selflengthen.serve import Serving
+from lengthen.selflengthen.serve import Serving, run_digits
 from lengthen.selflengthen.store import Store
 
 
@@ -41,7 +41,7 @@ def main(folder: Path, url: str, model: str, count: int, in_flight: int, seconds
     settings = settings_for(url, model, count, in_flight, seconds)
     folder.mkdir(parents=True, exist_ok=True)
     store = Store(folder / STATE)
-    serving = Serving(settings, folder)
+    serving = Serving(settings, folder, run_digits(store))
     crew = Crew(_work(settings, store, 5), serving, StageContext(folder, seed=5, stage="loop"))
     try:
         instructions = instruct(crew, 1, count)

@@ -15,6 +15,7 @@ import random
 import re
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -22,7 +23,14 @@ from typing import Any
 class Script:
     """latency: seconds of an ordinary answer (drawn from half to twice that). limited, broken, dropped, hanging: share
     of the requests that end so when they come for the first time; hang_seconds: how long a hanging one is silent. size:
-    factor on the words of first answers."""
+    factor on the words of first answers.
+
+    model: folder of the model that it plays: its tokenizer counts tokens (without one words are counted), and the list
+    names it. root: what the list says instead that the model was loaded from; "" for nothing. names: what the base
+    model is called (first) and other models beside it. max_model_len: most tokens of prompt and answer together; more
+    is refused as vLLM does. key: what it wants as a key. lists: false answers 404 to the list. thinks: answers begin
+    with thinking unless the chat template's options switch it off.
+    """
 
     latency: float = 0.05
     limited: float = 0.0
@@ -33,13 +41,50 @@ class Script:
     size: float = 1.0
     prefill: bool = True
     runtime_adapters: bool = True
+    model: str | None = None
+    root: str | None = None
+    names: list[str] = field(default_factory=lambda: ["base"])
+    max_model_len: int = 65536
+    key: str | None = None
+    lists: bool = True
+    thinks: bool = False
     seen: dict[str, int] = field(default_factory=dict)
     adapters: list[str] = field(default_factory=list)
+
+
+class Counter:
+    """Tokens of a request by the tokenizer and the chat template of a model folder, or by words."""
+
+    def __init__(self, folder: str | None) -> None:
+        self.tokenizer = self.template = None
+        if folder is not None:
+            import jinja2
+            from tokenizers import Tokenizer
+
+            self.tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
+            self.template = jinja2.Environment().from_string(Path(folder, "chat_template.jinja").read_text())
+
+    def tokens(self, text: str) -> int:
+        if self.tokenizer is None:
+            return len(text.split())
+        return len(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def prompt(self, body: dict[str, Any]) -> int:
+        continued = bool(body.get("continue_final_message"))
+        messages = body.get("messages")
+        if messages is None:
+            return self.tokens(body["prompt"]) if isinstance(body["prompt"], str) else len(body["prompt"])
+        if self.template is None:
+            return sum(self.tokens(m["content"]) + 4 for m in messages) + (0 if continued else 6)
+        text = self.template.render(messages=messages, add_generation_prompt=not continued)
+        last = messages[-1]["content"]
+        return self.tokens(text[: text.rindex(last) + len(last)] if continued else text)
 
 
 class Endpoint:
     def __init__(self, script: Script, log: str) -> None:
         self.script, self.log = script, open(log, "a", buffering=1)  # noqa: SIM115
+        self.counter = Counter(script.model)
         self.in_flight = 0
 
     def note(self, **line: Any) -> None:
@@ -51,7 +96,12 @@ class Endpoint:
                 method, path, _ = head.split(b"\r\n", 1)[0].decode().split(" ")
                 length = re.search(rb"content-length: *(\d+)", head, re.IGNORECASE)
                 body = json.loads(await reader.readexactly(int(length[1]))) if length else {}
-                status, reply = await self.answer(method, path, body)
+                key = re.search(rb"\r\nauthorization: *Bearer (\S+)", head, re.IGNORECASE)
+                if self.script.key is not None and (key is None or key[1].decode() != self.script.key):
+                    self.note(event="locked", path=path)
+                    status, reply = 401, {"error": {"message": "no such key"}}
+                else:
+                    status, reply = await self.answer(method, path, body)
                 if status == 0:
                     break
                 data = json.dumps(reply).encode()
@@ -69,11 +119,16 @@ class Endpoint:
     async def answer(self, method: str, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """(HTTP status, body); status 0 drops the connection."""
         if path.endswith("/models"):
-            names = ["base", *self.script.adapters]
-            return 200, {
-                "object": "list",
-                "data": [{"id": n, "object": "model", "max_model_len": 65536} for n in names],
-            }
+            self.note(event="listed")
+            if not self.script.lists:
+                return 404, {"error": {"message": f"no {path}"}}
+            first, *others = self.script.names
+            root = self.script.model if self.script.root is None else self.script.root
+            rows: list[dict[str, Any]] = [{"id": first, "max_model_len": self.script.max_model_len}]
+            rows[0] |= {"root": root} if root else {}
+            rows += [{"id": name} for name in others]
+            rows += [{"id": name, "parent": first, "max_model_len": None} for name in self.script.adapters]
+            return 200, {"object": "list", "data": [{"object": "model", **row} for row in rows]}
         if path.endswith("/load_lora_adapter"):
             if not self.script.runtime_adapters:
                 return 404, {"error": {"message": "runtime adapters are switched off"}}
@@ -95,7 +150,14 @@ class Endpoint:
         key = f"{body.get('seed')}/{body.get('max_tokens') or body.get('max_completion_tokens')}"
         times = self.script.seen[key] = self.script.seen.get(key, 0) + 1
         draws = random.Random(f"{key}/{times}")
-        self.note(event="asked", key=key, seed=body.get("seed"), model=body.get("model"))
+        read = self.counter.prompt(body)
+        asked_tokens = read + (body.get("max_tokens") or 0)
+        options = body.get("chat_template_kwargs") or {}
+        self.note(event="asked", key=key, seed=body.get("seed"), model=body.get("model"), options=options)
+        if asked_tokens > self.script.max_model_len:
+            self.note(event="too_long", key=key, seed=body.get("seed"))
+            said = f"This model's maximum context length is {self.script.max_model_len} tokens. However, you requested "
+            return 400, {"error": {"message": f"{said}{asked_tokens} tokens.", "type": "BadRequestError", "code": 400}}
         fault = draws.random()
         for name, share in (("limited", self.script.limited), ("broken", self.script.broken),
                             ("dropped", self.script.dropped), ("hanging", self.script.hanging)):  # fmt: skip
@@ -116,10 +178,11 @@ class Endpoint:
         else:
             asked, prefix = [body["prompt"]], "..." if not body["prompt"].rstrip().endswith("assistant") else ""
         text, finish = reply(asked, prefix, int(body.get("seed") or 0), self.script.size)
+        if self.script.thinks and options.get("enable_thinking", True) and not prefix:
+            text = f"<think>\nThe user wants a text.\n</think>\n\n{text}"
         self.note(event="answered", key=key)
         choice: dict[str, Any] = {"index": 0, "finish_reason": finish, "logprobs": None}
         choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
-        read = sum(len(str(part).split()) + 4 for part in asked) + (0 if body.get("continue_final_message") else 6)
         usage = {
             "prompt_tokens": read,
             "completion_tokens": len(text.split()),
@@ -196,12 +259,21 @@ async def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--no-prefill", action="store_true")
     parser.add_argument("--no-runtime-adapters", action="store_true")
+    parser.add_argument("--root")
+    parser.add_argument("--no-list", action="store_true")
+    parser.add_argument("--thinks", action="store_true")
+    parser.add_argument("--model")
+    parser.add_argument("--key")
+    parser.add_argument("--names", nargs="+")
+    parser.add_argument("--adapters", nargs="+")
+    parser.add_argument("--max-model-len", type=int)
     for name in ("latency", "limited", "broken", "dropped", "hanging", "hang-seconds", "size"):
         parser.add_argument(f"--{name}", type=float)
     given = vars(parser.parse_args())
-    names = ("latency", "limited", "broken", "dropped", "hanging", "hang_seconds", "size")
+    names = ("latency", "limited", "broken", "dropped", "hanging", "hang_seconds", "size", "model", "key", "names",
+             "adapters", "max_model_len", "thinks", "root")  # fmt: skip
     script = Script(**{k: given[k] for k in names if given[k] is not None}, prefill=not given["no_prefill"],
-                    runtime_adapters=not given["no_runtime_adapters"])  # fmt: skip
+                    runtime_adapters=not given["no_runtime_adapters"], lists=not given["no_list"])  # fmt: skip
     endpoint = Endpoint(script, given["log"])
     server = await asyncio.start_server(endpoint.serve, "127.0.0.1", given["port"], limit=2**24, backlog=2048)
     print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", flush=True)

@@ -89,6 +89,16 @@ def test_meta_talk_is_refused_as_a_whole_opening_or_closing_only():
     assert rule("好的，以下是扩写后的内容：\n\n" + CHINESE, wording=ZH) == "meta"
 
 
+def test_tags_of_the_prompt_that_a_model_copies_are_refused_at_both_ends():
+    tags = ("<outline>", "</outline>", "<text>", "</request>")
+    for wording, body, marks in ((EN, STORY, tags), (ZH, CHINESE, ("<提纲>", "</正文>", "</request>"))):
+        for tag in marks:
+            for text in (f"{tag}\n{body}", f"{body}\n{tag}", f"{body}{tag}", f"{tag}{body}", f"{body}\n\n{tag}\n"):
+                assert rule(text, wording=wording) == "meta", text
+    picture = f"{STORY}\n\n```xml\n<svg>\n<text x='1'>Harbour</text>\n</svg>\n```"
+    assert rule(picture) == "" and rule(f"{STORY} He wrote <text> on the slate, then left.") == ""
+
+
 @pytest.mark.parametrize(
     "line",
     [

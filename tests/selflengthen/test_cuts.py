@@ -1,11 +1,13 @@
 """Cutting at edges near a share of the words, and joining without fused words."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lengthen.common.words import count_words, ends_sentence
-from lengthen.selflengthen.cuts import beginning, join
+from lengthen.selflengthen.cuts import _is_heading, beginning, join
 
 
 def paragraphs(sizes: list[int]) -> str:
@@ -75,3 +77,16 @@ def test_a_cut_is_an_edge_with_words_on_both_sides(sizes, share):
     assert 0 < start.words < count_words(text) and count_words(start.text) == start.words
     rest = text[len(start.text) :]
     assert rest.startswith(start.joint) and join(start, rest) == text
+
+
+@given(st.text(alphabet="#a \n\t.\u2028", max_size=40), st.integers(0, 40))
+def test_a_heading_is_told_by_the_last_line_as_by_the_whole_beginning(text, end):
+    plain = text[:end].rstrip().rsplit("\n", 1)[-1]
+    assert _is_heading(text, min(end, len(text))) == bool(re.match(r"#{1,6}\s", plain))
+
+
+@given(st.lists(st.sampled_from(["# Head line\n", "One word. ", "Two more words here.\n\n", "- item\n", "```\n"])))
+def test_a_remembered_cut_is_the_same_cut(parts):
+    text = "".join(parts)
+    for share in (0.3, 0.5, 2 / 3):
+        assert beginning(text, share) == beginning(text, share) == beginning.__wrapped__(text, share)

@@ -91,9 +91,13 @@ def test_other_settings_or_a_second_process_are_refused(run):
     from filelock import FileLock
 
     settings, folder, _ = run
-    other = settings.model_copy(update={"iterations": 3})
-    with pytest.raises(LengthenError, match="iterations was 2 and is now 3"):
-        self_lengthen(other, StageContext(folder, seed=3, stage="loop"))
+    for changed, said in (
+        ({"iterations": 3}, "iterations was 2 and is now 3: .* macro-iteration 3"),
+        ({"select": {"strength": 1.5}}, r"select\.strength was 2.0 and is now 1.5: .* `write`"),
+    ):
+        other = SelfLengthenStage.model_validate({**settings.model_dump(), **changed})
+        with pytest.raises(LengthenError, match=said):
+            self_lengthen(other, StageContext(folder, seed=3, stage="loop"))
     with FileLock(folder / ".lock"), pytest.raises(LengthenError, match="Another process"):
         self_lengthen(settings, StageContext(folder, seed=3, stage="loop"))
 

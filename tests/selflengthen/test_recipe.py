@@ -133,12 +133,18 @@ def test_a_baseline_is_measured_beside_its_start(tiny, tmp_path):
     recipe = json.loads(write_recipe(tmp_path, tiny).read_text())
     texts = tmp_path / "texts.jsonl"
     texts.write_text("".join(json.dumps({"text": prose(200, i)}) + "\n" for i in range(3)))
-    changes = {"model": str(tiny), "method": "back-translation", "texts": str(texts), "final": {"train": False}}
-    settings = SelfLengthenStage.model_validate({**recipe["stages"][0], **changes})
+    plain = {key: recipe["stages"][0][key] for key in ("sampling", "checks", "retry", "training", "held_out")}
+    # No file is named: longform asks the held-out prompts.
+    longform = {"suite": "longform", "tasks": ["prompts"], "max_new_tokens": 48}
+    changes = {"model": str(tiny), "method": "back-translation", "texts": str(texts), "final": {"train": False},
+               "evaluate": {"suites": [longform]}}  # fmt: skip
+    settings = SelfLengthenStage.model_validate({"name": "loop", **plain, **changes})
     with contextlib.suppress(LengthenError):  # whether a tiny model finds an instruction for a text is not the point
         self_lengthen(settings, StageContext(tmp_path / "stage", seed=1))
     found = dict(rows(tmp_path / "stage", "SELECT name, n FROM measures WHERE iteration=0"))
-    assert found["longform/prompts"] == 5
+    assert found["longform/prompts"] == found["clean words, median"] == found["pass rate"] == 3
+    asked = [json.loads(line) for line in (tmp_path / "stage" / "held-out.jsonl").read_text().splitlines()]
+    assert [row["prompt"] for row in asked] == [f"Write about held number {i}." for i in (0, 1, 3)]
 
 
 def test_the_laptop_preset_has_the_size_of_the_experiment():

@@ -1,5 +1,6 @@
 """The state file: what is written survives, errors stay open, damage and other schemas are named."""
 
+import contextlib
 import json
 import sqlite3
 
@@ -66,7 +67,7 @@ def test_selection_and_pages(tmp_path):
     assert len(store.outcomes(1, "response")) == 4
     store.verdict(KEY, "loop", "61 words copied", 200, 90)
     page = describe(tmp_path / "s.sqlite")
-    assert "loop" in page and "a stretch longer than" in page
+    assert "loop" in page and "a stretch longer than" in page and "61 words copied" in page and "not_selected" in page
 
 
 def test_export_and_replay(tmp_path):
@@ -93,3 +94,45 @@ def test_export_and_replay(tmp_path):
     (tmp_path / "empty" / "chat.jsonl").write_text("")
     with pytest.raises(LengthenError, match="holds no rows"):
         with_replay(lines, RoleTraining(replay=str(tmp_path / "empty")), 1)
+
+
+def test_an_answer_does_not_write_its_prompt_again(tmp_path):
+    store = Store(tmp_path / "s.sqlite")
+    long = Request("r", messages=({"role": "user", "content": "word " * 200_000},), max_new_tokens=9)
+    store.sending(KEY, long)
+    log = tmp_path / "s.sqlite-wal"
+    before = log.stat().st_size
+    assert before > 1_000_000
+    store.answered(KEY, Answer("r", "Well.", "stop", 3, 2, 0.5))
+    assert log.stat().st_size - before < 100_000
+    found = store.query("SELECT text, seconds, length(request) FROM requests")[0]
+    assert found[:2] == ("Well.", 0.5) and found[2] > 1_000_000
+
+
+def test_what_is_written_together_is_seen_at_once(tmp_path):
+    store = Store(tmp_path / "s.sqlite")
+
+    def seen() -> int:
+        with contextlib.closing(sqlite3.connect(f"file:{store.path}?mode=ro", uri=True)) as other:
+            return other.execute("SELECT COUNT(*) FROM verdicts").fetchone()[0]
+
+    with store.together():
+        store.verdict(KEY, "loop")
+        with store.together():  # joins
+            store.verdict(Key(1, "response", "i00002"), "loop")
+        assert seen() == 0 and len(store.query("SELECT * FROM verdicts")) == 2
+    assert seen() == 2
+    with pytest.raises(ValueError), store.together():
+        store.verdict(Key(1, "response", "i00003"), "loop")
+        raise ValueError
+    assert seen() == 3  # what was judged before an error is known
+
+
+def test_rows_of_a_purpose_are_replaced_as_a_whole(tmp_path):
+    store = Store(tmp_path / "s.sqlite")
+    rows = [chat_row(f"r{i}", "Write.", prose(30, i), "self-lengthen", {}) for i in range(3)]
+    store.set_rows("generator-1", rows)
+    store.set_rows("final", rows[:1])
+    store.set_rows("generator-1", rows[1:])
+    assert [row["id"] for row in store.rows("generator-1")] == ["r1", "r2"]
+    assert [row["id"] for row in store.rows("final")] == ["r0"]

@@ -13,8 +13,9 @@ from lengthen.selflengthen.checks import check
 from lengthen.selflengthen.cuts import beginning
 from lengthen.selflengthen.distinct import Pool
 from lengthen.selflengthen.extend import damaged, extend
-from lengthen.selflengthen.instruct import Filters, Proposals, from_templates, take_listed, tidy, yes_or_no
+from lengthen.selflengthen.instruct import Filters, from_templates, take_listed, tidy
 from lengthen.selflengthen.phases import held_out_prompts, select
+from lengthen.selflengthen.proposals import Proposals, yes_or_no
 from lengthen.selflengthen.respond import respond
 from lengthen.selflengthen.store import Key, Outcome
 from lengthen.selflengthen.training import chat_row, fitting, with_replay
@@ -174,7 +175,8 @@ def test_examples_of_a_block_do_not_depend_on_the_order_of_arrival(tmp_path):
     """Two runs whose answers arrive in another order ask the same and accept the same."""
     accepted = []
     for order in (1, -1):
-        work = new_work(tmp_path / str(order), instruct={"count": 8, "block": 2, "judge": False})
+        few = {"in_flight": 2}  # a block has at least as many
+        work = new_work(tmp_path / str(order), instruct={"count": 8, "block": 2, "judge": False}, serve=few)
         source = Proposals(work, 1, 8, {"en": ["Write one about a.", "Write two about b."]}, filters(1.0))
         shown = {}
 

@@ -13,8 +13,9 @@ from lengthen.common.errors import LengthenError
 from lengthen.common.manifest import StageContext
 from lengthen.recipe.stages.instructions import InstructionsStage
 from lengthen.synthesize import instruction_wording
-from lengthen.synthesize.instructions import WORK, questions_in, write_instructions
+from lengthen.synthesize.instructions import WORK, Maker, questions_in, write_instructions
 from lengthen.synthesize.kept import kept_file
+from lengthen.synthesize.tokens import Counter
 from tests.conftest import make_model
 from tests.generate.server import Script, serving
 
@@ -69,13 +70,62 @@ def test_a_document_a_drawn_question_and_its_answer(tmp_path, model_folder, text
     assert (tmp_path / "a/chat.jsonl").read_bytes() == (tmp_path / "b/chat.jsonl").read_bytes()
 
 
-def test_the_four_kinds_ask_differently_in_both_languages(tmp_path, model_folder, texts):
+def chinese(folder: Path, days: int = 300) -> Path:
+    lines = [f"第{day}天，看守人数了{day * 7}箱螃蟹，把数目写在门边的板上。" for day in range(days)]
+    folder.mkdir()
+    (folder / "zh.txt").write_text("\n".join(lines))
+    return folder
+
+
+def test_the_four_kinds_ask_differently_in_the_documents_language(tmp_path, model_folder, texts):
     script = Script(write=lambda prompt, body: QUESTIONS if "1." in prompt else "七天一共有四十九箱螃蟹。")
+    documents = [str(texts), str(chinese(tmp_path / "zh"))]
     with serving(script) as address:
-        settings = stage(address, model_folder, texts, count=24, languages=["en", "zh"], batch=64)
-        write_instructions(settings, StageContext(tmp_path, seed=2))
-    openings = {prompt.split("\n")[0] for prompt in script.asked if "numbered 1." in prompt or "编号" in prompt}
-    assert len(openings) == 8
+        settings = stage(address, model_folder, texts, documents=documents, count=24, languages=["en", "zh"], batch=64)
+        result = write_instructions(settings, StageContext(tmp_path / "out", seed=2))
+    asked = [prompt for prompt in script.asked if "numbered 1." in prompt or "编号" in prompt]
+    assert len({prompt.split("\n")[0] for prompt in asked}) == 8
+    assert all(("编号" in prompt) == ("看守人" in prompt) != ("the keeper" in prompt) for prompt in asked)
+    assert sum(result.figures["languages"].values()) == 24 and min(result.figures["languages"].values()) > 4
+    for sample in read(tmp_path / "out"):
+        assert (sample["meta"]["language"] == "zh") == ("看守人" in sample["messages"][0]["content"])
+
+
+def test_documents_in_other_languages_are_left_out_and_counted(tmp_path, model_folder, texts):
+    """In a source of both languages, as a source of its own, and where nothing is left."""
+    mixed = chinese(tmp_path / "mixed", days=900)
+    (mixed / "en.txt").write_text((texts / "0.txt").read_text())
+    script, only = Script(write=writes), str(chinese(tmp_path / "only"))
+    with serving(script) as address:
+        settings = stage(address, model_folder, texts, documents=[str(mixed), only], languages=["en"])
+        result = write_instructions(settings, StageContext(tmp_path / "out", seed=0))
+        asked = len(script.asked)
+        with pytest.raises(LengthenError, match=r"No source of documents .* in en; .* 400 .*\n-> .*more languages"):
+            write_instructions(stage(address, model_folder, texts, documents=[only]), StageContext(tmp_path / "none"))
+        both = stage(address, model_folder, texts, count=2, languages=["en", "zh"])
+        told = write_instructions(both, StageContext(tmp_path / "both")).notes
+    assert not any("看守人" in prompt for prompt in script.asked) and asked == 12 + 4
+    assert result.drops["redrawn:document_in_other_language"]["items"] > 0
+    assert result.drops["source_in_other_language"]["items"] == 1 and any(only in note for note in result.notes)
+    assert told == ["The documents hold too little text in zh: no conversation is in it"]
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_too_little_text_is_told_before_the_writer_is_asked(tmp_path, model_folder, texts, language):
+    """In tokens: a Chinese source of as many bytes holds more of them."""
+    folder = texts if language == "en" else chinese(tmp_path / "zh")
+    holds = sum(Counter.of_model(str(model_folder)).text(path.read_text()) for path in folder.iterdir())
+    script = Script(write=writes)
+    with serving(script) as address:
+        settings = stage(address, model_folder, folder, languages=[language], min_tokens=32, count=3, tries=8)
+        short = settings.model_copy(update={"max_tokens": int(1.05 * holds)})
+        with pytest.raises(LengthenError, match=rf"holds [\d,]+ tokens of text; .* {short.max_tokens:,} \(max_tokens"):
+            write_instructions(short, StageContext(tmp_path / "short", seed=1))
+        assert not script.asked
+        enough = settings.model_copy(update={"min_tokens": int(0.9 * holds), "max_tokens": int(0.97 * holds)})
+        maker = Maker(enough, 1, Counter.of_model(str(model_folder)))
+    items = [maker.item(i) for i in range(4)]
+    assert all(0.88 * holds < item.tokens <= 0.97 * holds and item.language == language for item in items)
 
 
 def test_refused_answers_are_counted_and_made_up_for(tmp_path, model_folder, texts):

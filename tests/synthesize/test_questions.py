@@ -6,6 +6,7 @@ import json
 import random
 import sysconfig
 from collections import Counter as Tally
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,12 @@ from hypothesis import strategies as st
 
 from lengthen.common.errors import LengthenError
 from lengthen.recipe.stages.questions import QuestionsStage
-from lengthen.synthesize.documents import open_library
+from lengthen.synthesize.documents import open_library, open_texts
 from lengthen.synthesize.facts import read_facts, recompute
+from lengthen.synthesize.library import Library, language_of
 from lengthen.synthesize.questions import build
 from lengthen.synthesize.scoring import score, score_sentence
-from lengthen.synthesize.texts import Library, Text, split_units
+from lengthen.synthesize.texts import Text, split_units
 from lengthen.synthesize.tokens import Counter
 from tests.conftest import make_tokenizer
 
@@ -55,6 +57,10 @@ def stage(documents, **changes) -> QuestionsStage:
     )
 
 
+def library_of(settings: QuestionsStage, counter: Counter) -> Library:
+    return open_library(settings.documents, counter, settings.max_tokens)
+
+
 @given(
     seed=st.integers(0, 10**6), index=st.integers(0, 99), task=st.sampled_from(TASKS),
     language=st.sampled_from(["en", "zh"]), split=st.sampled_from(["train", "test"]), code=st.booleans(),
@@ -63,7 +69,7 @@ def stage(documents, **changes) -> QuestionsStage:
 def test_every_answer_follows_from_the_text_alone(counter, prose, seed, index, task, language, split, code, answers):
     source = STDLIB / "argparse.py" if code else prose
     settings = stage([source], tasks=[task], languages=[language], split=split, answers=answers)
-    library = open_library(settings.documents)
+    library = library_of(settings, counter)
     sample = json.loads(json.dumps(build(settings, counter, library, seed, index), ensure_ascii=False))
     meta, (user, assistant) = sample["meta"], sample["messages"]
     turn = meta["turns"][0]
@@ -84,8 +90,8 @@ def test_every_answer_follows_from_the_text_alone(counter, prose, seed, index, t
 )  # fmt: skip
 def test_further_turns_ask_what_the_first_left_open(counter, prose, seed, index, task, language, answers):
     changes = {"tasks": [task], "languages": [language], "answers": answers, "min_facts": 4, "max_facts": 8}
-    library = open_library([str(prose)])
-    sample = build(stage([prose], turns=6, **changes), counter, library, seed, index)
+    settings = stage([prose], turns=6, **changes)
+    sample = build(settings, counter, library_of(settings, counter), seed, index)
     meta, messages = sample["meta"], sample["messages"]
     assert [m["role"] for m in messages] == ["user", "assistant"] * len(meta["turns"])
     assert meta["tokens"] == counter.conversation(messages) <= meta["target"]
@@ -106,7 +112,7 @@ def test_further_turns_ask_what_the_first_left_open(counter, prose, seed, index,
 
 
 def test_turns_are_drawn_up_to_the_most_and_to_what_the_facts_allow(counter, prose):
-    library = open_library([str(prose)])
+    library = library_of(stage([prose]), counter)
     numbers = {}
     for facts in (2, 8):
         settings = stage([prose], tasks=["single"], turns=5, min_facts=facts, max_facts=facts)
@@ -116,7 +122,7 @@ def test_turns_are_drawn_up_to_the_most_and_to_what_the_facts_allow(counter, pro
 
 def test_planted_text_without_its_facts_is_the_document(counter, prose):
     settings = stage([prose / "all.txt"], tasks=["single"], question_first=0)
-    library = open_library(settings.documents)
+    library = library_of(settings, counter)
     original = "".join((prose / "all.txt").read_text().split())
     for index in range(20):
         sample = build(settings, counter, library, 0, index)
@@ -132,7 +138,7 @@ def test_planted_text_without_its_facts_is_the_document(counter, prose):
 
 def test_at_most_one_sentence_is_missing_and_depths_are_even(counter, prose):
     settings = stage([prose / "all.txt"], min_tokens=1500, max_tokens=3000)
-    library = open_library(settings.documents)
+    library = library_of(settings, counter)
     samples = [build(settings, counter, library, 7, index) for index in range(100)]
     longest = max(counter.each(split_units((prose / "all.txt").read_text(), code=False)))
     assert all(0 <= s["meta"]["target"] - s["meta"]["tokens"] < longest for s in samples)
@@ -150,7 +156,7 @@ def test_values_and_names_that_the_text_holds_anyway_are_redrawn(counter, tmp_pa
     random.Random(0).shuffle(numbers)
     (tmp_path / "numbers.txt").write_text(" ".join(f"{n}." if n % 9 == 0 else str(n) for n in numbers))
     settings = stage([tmp_path], tasks=["single"], min_facts=8, max_facts=8, question_first=0)
-    library = open_library(settings.documents)
+    library = library_of(settings, counter)
     redrawn: Tally[str] = Tally()
     for index in range(40):
         sample = build(settings, counter, library, 0, index)
@@ -162,7 +168,7 @@ def test_values_and_names_that_the_text_holds_anyway_are_redrawn(counter, tmp_pa
 
 def test_facts_in_code_are_comments_and_the_code_stays_valid_lines(counter):
     settings = stage([STDLIB / "argparse.py"], tasks=["single"], question_first=0)
-    library = open_library(settings.documents)
+    library = library_of(settings, counter)
     for index in range(10):
         text = build(settings, counter, library, 0, index)["messages"][0]["content"]
         lines = [line for line in text.split("\n") if read_facts(line, "en")]
@@ -173,7 +179,7 @@ def test_short_documents_follow_one_another(counter, tmp_path):
     for number in range(60):
         (tmp_path / f"{number:02d}.txt").write_text(f"Chapter {number}. " + "A plain sentence stands here. " * 30)
     settings = stage([tmp_path], min_tokens=2500, max_tokens=2500)
-    sample = build(settings, counter, open_library(settings.documents), 0, 0)
+    sample = build(settings, counter, library_of(settings, counter), 0, 0)
     assert len(sample["meta"]["documents"]) > 1 and sample["meta"]["tokens"] > 2300
 
 
@@ -186,13 +192,15 @@ def test_sources_of_every_kind(tmp_path):
     pl.DataFrame({"text": [text, text * 3]}).write_parquet(tmp_path / "c.parquet")
     (tmp_path / "d.bin").write_bytes(b"\x00\x01")
     (tmp_path / "old.txt").write_bytes(("Caf\xe9 au lait. " * 60).encode("latin-1"))
-    library = open_library([str(tmp_path)])
-    assert [t.read()[:12] for t in library.sources[0]] == ["One sentence"] * 5 + ["Café au lait"]
-    assert len(open_library([f"{tmp_path}#*.jsonl:*"]).sources[0]) == 2
+    ((name, texts),) = open_texts([str(tmp_path)])
+    assert name == str(tmp_path)
+    assert [t.read()[:12] for t in texts] == ["One sentence"] * 5 + ["Café au lait"]
+    assert [t.size for t in texts[3:5]] == [len(text), 3 * len(text)]
+    assert len(open_texts([f"{tmp_path}#*.jsonl:*"])[0][1]) == 2
     with pytest.raises(LengthenError, match="holds no text"):
-        open_library([f"{tmp_path}#{'0' * 63}"])
-    assert len(open_library(["python"]).sources[0]) > 100
-    assert open_library(["installed:pytest"]).sources[0][0].comment == "# "
+        open_texts([f"{tmp_path}#{'0' * 63}"])
+    assert len(open_texts(["python"])[0][1]) > 100
+    assert open_texts(["installed:pytest"])[0][1][0].comment == "# "
 
 
 @given(st.text(alphabet="ab .!?\n。”)", max_size=900), st.booleans())
@@ -202,12 +210,82 @@ def test_units_put_together_are_the_text(text, code):
     assert code or all(len(unit) <= 400 for unit in units)
 
 
-def test_a_stretch_begins_anywhere():
+def a_text(id: str, text: str, comment: str = "") -> Text:
+    return Text(id, len(text.encode()), lambda: text, comment)
+
+
+def test_a_stretch_begins_anywhere_and_holds_what_was_asked_for(counter):
     text = "".join(f"Sentence number {number} of this text. " for number in range(500))
-    library = Library([[Text("one", len(text), lambda: text)]])
+    library = Library([("one", [a_text("one", text)])], counter, 300)
     rng = random.Random(0)
-    starts = [int(library.draw(rng, 1000).units[0].split()[2]) for _ in range(200)]
+    drawn = [library.draw(rng, 300) for _ in range(200)]
+    starts = [int(stretch.units[0].split()[2]) for stretch in drawn]
     assert min(starts) < 25 and max(starts) > 440 and 180 < sum(starts) / 200 < 300
+    assert all(stretch.ends == [0, *accumulate(counter.each(stretch.units))] for stretch in drawn)
+    assert all(300 < stretch.ends[-1] < 1000 for stretch in drawn)
+
+
+CHINESE = "港口比小镇醒得早。船只点着灯归来，第一批大车滚过湿漉漉的石头。看守人数着箱子：十二箱鲱鱼，七箱螃蟹。"
+
+
+@pytest.mark.parametrize("text", [CHINESE, "A plain sentence stands here. ", "x = 1  # and a comment\n"])
+def test_a_source_is_judged_in_tokens_and_not_in_bytes(counter, text):
+    """One that holds just enough is used to its end, one that holds just too little is refused at the start."""
+    each = counter.text(text)
+    comment = "# " if "#" in text else ""
+    for parts in (1, 7):
+        texts = [a_text(str(number), text * 60 + "\n", comment) for number in range(parts)]
+        holds = parts * 60 * each
+        stretch = Library([("s", texts)], counter, int(0.97 * holds)).draw(random.Random(0), int(0.97 * holds))
+        assert len(stretch.ids) == parts and stretch.ends[-1] > 0.97 * holds
+        with pytest.raises(LengthenError, match=r"'s' holds [\d,]+ tokens of text; the longest .* takes more than"):
+            Library([("s", texts)], counter, int(1.1 * holds))
+
+
+def test_a_large_source_is_estimated_from_a_sample(counter):
+    """Lines of JSON are larger than their text, and Chinese takes more tokens: an estimate within a fifth."""
+    texts = [a_text(str(n), (CHINESE if n % 3 else "A plain sentence stands here. ") * (20 + n)) for n in range(60)]
+    read = []
+
+    def counted(text: Text) -> Text:
+        return Text(text.id, 2 * text.size + 70, lambda: read.append(text.id) or text.read())
+
+    library = Library([("s", [counted(text) for text in texts])], counter, 500)
+    assert len(set(read)) <= 32 < len(texts)
+    holds = sum(counter.text(text.read()) for text in texts)
+    assert 0.8 * holds < library.sources[0][0].tokens < 1.2 * holds
+
+
+def test_code_and_prose_of_a_source_are_not_put_together(counter):
+    code = [a_text("code", "x = 1\n" * 2000, "# ")]
+    library = Library([("s", [*code, a_text("readme", "A plain sentence stands here. " * 30)])], counter, 2000)
+    drawn = {library.draw(random.Random(seed), 2000).ids for seed in range(200)}
+    assert drawn == {("code",)}, "the readme alone is too short, and code does not follow it"
+    with pytest.raises(LengthenError, match="holds"):
+        Library([("s", [a_text("readme", "A plain sentence. " * 30)]), ("code", code)], counter, 2000)
+
+
+def test_text_of_a_language_is_found_and_the_others_are_counted(counter):
+    mixed = [a_text(str(n), (CHINESE if n % 4 == 0 else "A plain sentence stands here. ") * 40) for n in range(40)]
+    library = Library([("s", mixed)], counter, 3000, ["en", "zh"])
+    assert library.languages == ["en", "zh"]
+    redrawn: Tally[str] = Tally()
+    for seed in range(20):
+        for language in ("en", "zh"):
+            stretch = library.draw(random.Random(seed), 1500, language, redrawn)
+            assert stretch.ends[-1] > 1500
+            assert {("en" if "plain" in unit else "zh") for unit in stretch.units if unit.strip()} == {language}
+    assert redrawn["document_in_other_language"] > 10
+    english = Library([("s", mixed[1:4]), ("t", [a_text("t", CHINESE * 200)])], counter, 400, ["en"])
+    assert english.left_out == {"t": 1} and len(english.sources) == 1
+    with pytest.raises(LengthenError, match=r"in en; .*\n-> .* allow more languages"):
+        Library([("t", [a_text("t", CHINESE * 200)])], counter, 400, ["en"])
+
+
+def test_the_language_of_a_text():
+    assert language_of(CHINESE) == "zh" and language_of("") == "en"
+    assert language_of("def add(a, b):  # 加\n    return a + b\n" * 9) == "en"
+    assert language_of("A foreword of some length. " * 60 + CHINESE * 200) == "zh"
 
 
 @pytest.mark.parametrize(
@@ -220,34 +298,35 @@ def test_a_stretch_begins_anywhere():
 )
 def test_sources_that_are_not_there(documents, words):
     with pytest.raises(LengthenError, match=words):
-        open_library(documents)
+        open_texts(documents)
 
 
-def test_broken_lines_and_columns_are_named(tmp_path):
+def test_broken_lines_and_columns_are_named(counter, tmp_path):
     (tmp_path / "a.jsonl").write_text("x" * 500 + "\n")
-    library = open_library([str(tmp_path / "a.jsonl")])
     with pytest.raises(LengthenError, match=r"a.jsonl, at byte 0"):
-        library.draw(random.Random(0), 100)
+        open_library([str(tmp_path / "a.jsonl")], counter, 100)
     import polars as pl
 
     pl.DataFrame({"body": ["x"]}).write_parquet(tmp_path / "b.parquet")
     with pytest.raises(LengthenError, match="no column `text`; its columns are body"):
-        open_library([str(tmp_path / "b.parquet")])
+        open_texts([str(tmp_path / "b.parquet")])
 
 
 def test_too_little_text_and_too_short_targets(counter, prose, tmp_path):
     (tmp_path / "a.txt").write_text("A short text. " * 40)
     settings = stage([tmp_path], min_tokens=3000, max_tokens=3000)
-    with pytest.raises(LengthenError, match="hold 560 bytes of text"):
-        build(settings, counter, open_library(settings.documents), 0, 0)
+    with pytest.raises(
+        LengthenError, match=r"holds \d+ tokens of text; the longest conversation takes more than 3,000"
+    ):
+        build(settings, counter, library_of(settings, counter), 0, 0)
     settings = stage([prose], min_tokens=64, max_tokens=64)
     with pytest.raises(LengthenError, match="length_below_facts"):
-        build(settings, counter, open_library(settings.documents), 0, 0)
+        build(settings, counter, library_of(settings, counter), 0, 0)
 
 
 def test_planted_numbers_have_the_digits_that_were_asked_for(counter, prose):
     settings = stage([prose / "all.txt"], tasks=["single"], min_digits=9, max_digits=12)
-    library = open_library(settings.documents)
+    library = library_of(settings, counter)
     made = [build(settings, counter, library, 0, index) for index in range(40)]
     answers = [sample["meta"]["turns"][0]["answer"][0] for sample in made]
     assert {len(answer) for answer in answers if answer.isdigit()} == {9, 10, 11, 12}

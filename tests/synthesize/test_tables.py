@@ -16,9 +16,10 @@ from lengthen.recipe.stages.tables import FAMILIES, TablesStage
 from lengthen.synthesize import conversation
 from lengthen.synthesize.check import recompute
 from lengthen.synthesize.conversation import build
-from lengthen.synthesize.fit import Fit
+from lengthen.synthesize.fit import Draft, Fit, probe
 from lengthen.synthesize.parse import parse, without_question
 from lengthen.synthesize.query import Query
+from lengthen.synthesize.render import Rendered
 from lengthen.synthesize.scoring import score
 from lengthen.synthesize.tokens import Counter
 from tests.conftest import make_tokenizer
@@ -70,16 +71,29 @@ def test_every_answer_follows_from_the_text_alone(counter, seed, index, renderin
     assert build(settings, counter, seed, index) == sample
 
 
-def test_at_most_one_row_is_missing_to_the_target(counter):
-    for index in range(40):
-        settings = stage(min_tokens=1500, max_tokens=12_000, question_first=0, joins=0, languages=["en"])
+@pytest.mark.parametrize("language, joins, question_first", itertools.product(["en", "zh"], [0, 1], [0, 1]))
+def test_no_row_more_would_fit(counter, monkeypatch, language, joins, question_first):
+    """Never over the target and at most one row under: with the row that comes next, the conversation is over it."""
+    made = []
+
+    def seen(*args):
+        made.append(Fit(*args))
+        return made[-1]
+
+    monkeypatch.setattr(conversation, "Fit", seen)
+    settings = stage(min_tokens=1200, max_tokens=6000, languages=[language], joins=joins, question_first=question_first)
+    renderings, joined = set(), 0
+    for index in range(12):
         sample = build(settings, counter, 3, index)
-        text, meta = sample["messages"][0]["content"], sample["meta"]
-        table = text.rsplit("\n\n", 1)[0]
-        separator = "\n\n" if meta["rendering"] == "records" else "\n"
-        longest = max(len(counter.tokenizer(part + separator)["input_ids"]) for part in table.split(separator))
-        # A repeated header comes with its row.
-        assert 0 <= meta["target"] - meta["tokens"] <= 2 * longest
+        (first, *others), meta, draft = sample["messages"], sample["meta"], made[-1].draft
+        assert meta["question_first"] == question_first
+        assert counter.conversation(sample["messages"]) == meta["tokens"] <= meta["target"]
+        assert draft.context(meta["rows"]) in first["content"]
+        more = first["content"].replace(draft.context(meta["rows"]), draft.context(meta["rows"] + 1))
+        assert counter.conversation([{**first, "content": more}, *others]) > meta["target"]
+        renderings.add(meta["rendering"])
+        joined += meta["joined"]
+    assert len(renderings) > 3 and (joined > 6 if joins else joined < 6)
 
 
 def test_counting_by_rows_gives_the_same_conversation_as_tokenising_each_candidate(counter, monkeypatch):
@@ -96,8 +110,9 @@ def test_counting_by_rows_gives_the_same_conversation_as_tokenising_each_candida
     assert len(made) >= 25
 
 
-def test_a_tokenizer_without_borders_at_line_ends_is_counted_whole(tmp_path):
-    """Merges that span line ends: rows' own counts do not add up, and still no conversation is over its target."""
+@pytest.fixture(scope="module")
+def borderless() -> Counter:
+    """Merges that span line ends: rows' own counts do not add up."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -108,11 +123,30 @@ def test_a_tokenizer_without_borders_at_line_ends_is_counted_whole(tmp_path):
     tokenizer = Tokenizer(models.BPE(vocabulary, [("Ċ", "|")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    odd = Counter(PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHAT_TEMPLATE))
-    assert odd.text("|\n|\n") < sum(odd.each(["|\n", "|\n"]))
+    counter = Counter(PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHAT_TEMPLATE))
+    assert counter.text("|\n|\n") < sum(counter.each(["|\n", "|\n"]))
+    return counter
+
+
+def test_a_tokenizer_without_borders_at_line_ends_is_counted_whole(borderless):
     for index in range(15):
-        sample = build(stage(renderings=["pipe"]), odd, 0, index)
-        assert odd.conversation(sample["messages"]) == sample["meta"]["tokens"] <= sample["meta"]["target"]
+        sample = build(stage(renderings=["pipe"]), borderless, 0, index)
+        assert borderless.conversation(sample["messages"]) == sample["meta"]["tokens"] <= sample["meta"]["target"]
+
+
+def test_the_next_row_is_counted_in_its_place(borderless):
+    """Where it takes fewer tokens than by itself, it must not be left out although it fits."""
+    rows = [f"| key {n} | {n * 37 % 1000} |\n" for n in range(60)]
+    draft = Draft(Rendered("| key | stock |\n|---|---|\n", rows, ""), "", "")
+    assert not probe(borderless, rows)[1]
+
+    def write(context: str, rows: int) -> list[dict[str, str]]:
+        return [{"role": "user", "content": context}, {"role": "assistant", "content": "yes"}]
+
+    for target in range(600, 700):
+        count, total = Fit(borderless, draft, False, 30).fitting(write, target)
+        assert total == borderless.conversation(write(draft.context(count), count)) <= target
+        assert borderless.conversation(write(draft.context(count + 1), count)) > target
 
 
 def test_targets_are_log_uniform_and_depths_even(counter):

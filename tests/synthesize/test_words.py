@@ -10,7 +10,7 @@ import pytest
 
 from lengthen.synthesize.render import EMPTY, NOT_RECORDED
 from lengthen.synthesize.solve import SOLVERS
-from lengthen.synthesize.vocabulary import cut, vocabulary
+from lengthen.synthesize.vocabulary import cut, cut_wordings, vocabulary
 
 LANGUAGES = ("en", "zh")
 # The evaluation's needle is "The special magic number for CITY (or word) is N" in essays.
@@ -82,13 +82,20 @@ def test_pools_of_the_splits_are_disjoint_and_large_enough(language):
     assert not set(train.place_names) & set(test.place_names)
 
 
+def check_sentences(sentences: tuple[str, ...]) -> None:
+    """They end with the answer; training sees several, the test split another one."""
+    assert all(text.rstrip(".。").endswith("{answer}") for text in sentences)
+    train, test = cut_wordings(sentences, "train"), cut_wordings(sentences, "test")
+    assert len(set(train)) == len(train) >= 2 and len(test) == 1 and not set(train) & set(test)
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_wordings_exist_for_every_task_and_differ(language):
     wording = importlib.import_module(f"lengthen.synthesize.wording_{language}")
     for task in SOLVERS:
         questions, sentences = wording.QUESTIONS[task], wording.SENTENCES[task]
-        assert len(set(questions)) == len(questions) >= 3 and len(set(sentences)) == len(sentences) >= 2
-        assert all(text.rstrip(".。").endswith("{answer}") for text in sentences)
+        assert len(set(questions)) == len(questions) >= 3
+        check_sentences(sentences)
     facts = importlib.import_module(f"lengthen.synthesize.facts_{language}")
     for name in (
         "STATEMENTS",
@@ -103,6 +110,8 @@ def test_wordings_exist_for_every_task_and_differ(language):
     ):
         wordings = getattr(facts, name)
         assert len(set(wordings)) == len(wordings) >= 3
+    for sentences in facts.SENTENCES.values():
+        check_sentences(sentences)
 
 
 @pytest.mark.parametrize("language, split", itertools.product(LANGUAGES, ("train", "test")))

@@ -19,6 +19,7 @@ _SINGLE = _IDEOGRAPHS + "\u3041-\u3096\u30a1-\u30fa"
 _LONGEN = re.compile(r"[\u4e00-\u9fff\u3000-\u303f\uff00-\uffef]")
 _LONGWRITER_CJK = re.compile(r"[\u4e00-\u9fff]")
 _LONGWRITER_LATIN = re.compile(r"\b[a-zA-Z]+\b")
+_SIGN = re.compile(rf"[{_SINGLE}]")
 # A unit: one sign of a script without spaces, or a run without spaces, dashes, slashes, bars and CJK punctuation.
 _UNIT = re.compile(rf"[{_SINGLE}]|[^\s{_SINGLE}\u2010-\u2015…/|\\\u3000-\u303f\uff00-\uff0f\uff1a-\uff1f]+")
 
@@ -72,7 +73,7 @@ _PUNCTUATION = "!\"#$%&'()*+,-.:;<=>?@[]^_`{}~‘’“”«»‹›„‚·•�
 def is_cjk(text: str) -> bool:
     """True when most words of a text are single signs of a script without spaces."""
     found = [unit for _, unit in units(text[:4000])]
-    return bool(found) and 2 * sum(1 for u in found if re.fullmatch(rf"[{_SINGLE}]", u)) > len(found)
+    return bool(found) and 2 * sum(1 for u in found if len(u) == 1 and _SIGN.match(u)) > len(found)
 
 
 # ---------------------------------------------------------------------------------------------------- repetition

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import queue
+import re
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lengthen.common.errors import LengthenError, nearest
-from lengthen.generate.engine import Answer, FinishReason, Request, failed
+from lengthen.generate.engine import NO_ROOM, Answer, FinishReason, Request, failed
+from lengthen.generate.listing import REFUSED, NoAnswer, key_of, list_models, said
+from lengthen.generate.patience import Garbage, patient
 from lengthen.generate.prompt import encode, render
-from lengthen.generate.wire import EndpointOptions, Garbage, Reply, Wire, patient
+from lengthen.generate.wire import EndpointOptions, Reply, Wire
 from lengthen.models import load_tokenizer
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 _BROKEN_IN_A_ROW = 10  # requests that could not even connect, after all their tries: the endpoint is gone
-_REFUSED = (401, 403, 404)
+_TOO_LONG = re.compile(
+    r"context[ _-](length|size|window)|maximum model length|max_model_len|reduce the length|tokens' is too large", re.I
+)
+"""How vLLM, SGLang, llama.cpp and paid services say that prompt and answer do not fit, in the body of a 400."""
 
 
 class EndpointEngine:
@@ -33,7 +38,7 @@ class EndpointEngine:
         tokenizer: folder or name of the model's tokenizer: for counting and for `/v1/completions`.
 
     Raises:
-        LengthenError: the endpoint is not there, or has no such model.
+        LengthenError: the endpoint is not there, refuses the key, or has no such model.
     """
 
     def __init__(
@@ -50,7 +55,7 @@ class EndpointEngine:
         self.template_options = dict(template_options or {})
         self.model = model
         self.window = 0
-        self._run(self._find_model())
+        self._find_model()
 
     @property
     def name(self) -> str:
@@ -121,29 +126,36 @@ class EndpointEngine:
         try:
             await wire.probe(self.options, prefix=prefix, text=text)
         except (openai.APIError, TimeoutError, Garbage) as error:
-            raise self._unreachable(error) from error
+            raise self._refused(error) or NoAnswer.at(self.base_url, error) from error
 
     async def _one(
         self, wire: Wire, request: Request, places: asyncio.Semaphore, health: _Health, found: queue.Queue[Any]
     ) -> None:
         began = time.monotonic()
+        tries = 0
+
+        async def send() -> Reply:
+            nonlocal tries
+            tries += 1
+            return await wire.ask(request)
+
         try:
-            reply = await self._tries(wire, request)
+            reply = await self._tries(send, request)
         except LengthenError:
             raise
         except Exception as error:
             health.broken(error)
-            found.put(failed(request, _said(error), time.monotonic() - began))
+            found.put(failed(request, _why(error), time.monotonic() - began, tries))
             if health.in_a_row >= _BROKEN_IN_A_ROW:
-                raise self._unreachable(error) from error
+                raise NoAnswer.at(self.base_url, error) from error
         else:
             health.in_a_row = 0
-            found.put(self._answer(request, reply, time.monotonic() - began))
+            found.put(self._answer(request, reply, time.monotonic() - began, tries))
         finally:
             places.release()
 
-    async def _tries(self, wire: Wire, request: Request) -> Reply:
-        """Ask until an answer comes or the tries are used up.
+    async def _tries(self, send: Callable[[], Awaitable[Reply]], request: Request) -> Reply:
+        """Send until an answer comes or the tries are used up.
 
         Raises:
             the last try's error; LengthenError when the endpoint refuses key, rights or model, which no try mends.
@@ -153,37 +165,36 @@ class EndpointEngine:
         options = self.options
         allowed = options.seconds + options.seconds_per_token * request.max_new_tokens
         try:
-            return await patient(lambda: wire.ask(request), allowed, options.retries, options.backoff)
+            return await patient(send, allowed, options.retries, options.backoff, timeouts=options.retry_timeouts)
         except openai.APIStatusError as error:
-            if error.status_code in _REFUSED:
-                raise LengthenError(
-                    f"{self.base_url} refuses requests for the model '{self.model}' ({error.status_code}).",
-                    why=_said(error),
-                    fix=f"check the model's name, and the key in the environment variable {options.key}",
-                ) from error
+            refused = self._refused(error)
+            if refused is not None:
+                raise refused from error
             raise
 
-    def _answer(self, request: Request, reply: Reply, seconds: float) -> Answer:
+    def _refused(self, error: BaseException) -> LengthenError | None:
+        """What to say when key, rights or model are refused; None for any other error."""
+        import openai
+
+        if not isinstance(error, openai.APIStatusError) or error.status_code not in (*REFUSED, 404):
+            return None
+        return LengthenError(
+            f"{self.base_url} refuses requests for the model '{self.model}' ({error.status_code}).",
+            why=said(error),
+            fix=f"check the model's name, and the key in the environment variable {self.options.key}",
+        )
+
+    def _answer(self, request: Request, reply: Reply, seconds: float, tries: int) -> Answer:
         ends = [at for s in request.stop if s and (at := reply.text.find(s)) >= 0]
         text = reply.text[: min(ends)] if ends else reply.text
         if reply.finish_reason not in ("stop", "length"):
             reason = f"finish_reason {reply.finish_reason}"
-            return Answer(request.id, text, "error", reply.prompt_tokens, reply.new_tokens, seconds, reason)
+            return Answer(request.id, text, "error", reply.prompt_tokens, reply.new_tokens, seconds, reason, tries)
         ended: FinishReason = "stop" if ends or reply.finish_reason == "stop" else "length"
-        return Answer(request.id, text, ended, reply.prompt_tokens, reply.new_tokens, seconds)
+        return Answer(request.id, text, ended, reply.prompt_tokens, reply.new_tokens, seconds, tries=tries)
 
-    async def _find_model(self) -> None:
-        import openai
-
-        try:
-            async with self._client() as client:
-                names = [model.id for model in (await asyncio.wait_for(client.models.list(), 60)).data or []]
-        except openai.APIStatusError as error:
-            if error.status_code in (401, 403):
-                raise self._unreachable(error) from error
-            names = []  # some servers have no list of models
-        except (openai.APIError, TimeoutError, ValueError, TypeError, AttributeError) as error:
-            raise self._unreachable(error) from error
+    def _find_model(self) -> None:
+        names = [row.name for row in list_models(self.base_url, self.options.key) or []]
         if self.model and names and self.model not in names:
             raise LengthenError(f"{self.base_url} has no model '{self.model}'.", fix=nearest(self.model, names))
         if not self.model:
@@ -198,15 +209,8 @@ class EndpointEngine:
         from openai import AsyncOpenAI
 
         # Tries and times are counted here, once; the client's own would multiply them.
-        key = os.environ.get(self.options.key) or "none"
+        key = key_of(self.options.key)
         return AsyncOpenAI(base_url=self.base_url, api_key=key, max_retries=0, timeout=86_400.0)
-
-    def _unreachable(self, error: BaseException) -> LengthenError:
-        return LengthenError(
-            f"The endpoint {self.base_url} does not answer.",
-            why=_said(error),
-            fix="check that the server runs and that the address ends in /v1, and run again: answers so far are kept",
-        )
 
     def _needed_tokenizer(self) -> Any:
         if self.tokenizer is None:
@@ -215,23 +219,6 @@ class EndpointEngine:
                 fix="set `tokenizer` to the model's folder or Hub name",
             )
         return self.tokenizer
-
-    @staticmethod
-    def _run(work: Any) -> None:
-        """Run a coroutine in a thread of its own: a notebook has a loop already, and loops do not nest."""
-        failure: list[BaseException] = []
-
-        def target() -> None:
-            try:
-                asyncio.run(work)
-            except BaseException as error:
-                failure.append(error)
-
-        thread = threading.Thread(target=target, daemon=True)
-        thread.start()
-        thread.join()
-        if failure:
-            raise failure[0]
 
 
 @dataclass
@@ -262,6 +249,10 @@ def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
         task.cancel()
 
 
-def _said(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+def _why(error: BaseException) -> str:
+    """An error as `Answer.error` has it."""
+    import openai
+
+    text = said(error)
+    refused = isinstance(error, openai.APIStatusError) and error.status_code in (400, 413, 422)
+    return f"{NO_ROOM}: {text}" if refused and _TOO_LONG.search(str(error)) else text

@@ -57,6 +57,7 @@ class Answer:
     finish_reason: stop (end token or a stop string), length (max_new_tokens), error (`error` says why; `text` is empty
         or what there was until then).
     prompt_tokens, new_tokens: as the back-end counts them. seconds: from the request's start to its end.
+    tries: how often it went out to an endpoint.
     """
 
     id: str
@@ -66,7 +67,16 @@ class Answer:
     new_tokens: int = 0
     seconds: float = 0.0
     error: str | None = None
+    tries: int = 1
 
+    @property
+    def final(self) -> bool:
+        """No further try brings another one: it is an answer, or the server's window does not hold the request."""
+        return self.finish_reason != "error" or (self.error or "").startswith(NO_ROOM)
+
+
+NO_ROOM = "no room"
+"""How `Answer.error` begins when an endpoint says that prompt and answer are more than its window holds."""
 
 OUT_OF_MEMORY = "out of memory"
 """How `Answer.error` begins when one prompt alone does not fit into memory."""
@@ -89,6 +99,6 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-def failed(request: Request, error: str, seconds: float = 0.0) -> Answer:
+def failed(request: Request, error: str, seconds: float = 0.0, tries: int = 1) -> Answer:
     """The answer to a request that could not be answered."""
-    return Answer(request.id, "", "error", seconds=seconds, error=error)
+    return Answer(request.id, "", "error", seconds=seconds, error=error, tries=tries)

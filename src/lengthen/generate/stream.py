@@ -7,13 +7,13 @@ open a client and probe again for every few of them.
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections.abc import Callable
 
 from lengthen.common.errors import LengthenError
 from lengthen.generate.endpoint import EndpointEngine, _Health
 from lengthen.generate.engine import Answer, Request
+from lengthen.generate.listing import key_of
 from lengthen.generate.wire import Wire
 
 Sink = Callable[[Answer | BaseException], None]
@@ -87,7 +87,7 @@ class Stream:
         # The library's own limit of 1,000 connections would hold back what `concurrency` allows.
         # Its class is taken from there, since the HTTP library below differs from version to version.
         limits = type(DEFAULT_CONNECTION_LIMITS)(max_connections=None, max_keepalive_connections=options.concurrency)
-        key = os.environ.get(options.key) or "none"
+        key = key_of(options.key)
         async with AsyncOpenAI(
             base_url=self.engine.base_url, api_key=key, max_retries=0, timeout=86_400.0,
             http_client=DefaultAsyncHttpxClient(limits=limits),

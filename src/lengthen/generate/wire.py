@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from lengthen.common.errors import LengthenError
 from lengthen.generate.engine import Request
+from lengthen.generate.patience import Garbage, T, patient
 from lengthen.generate.prompt import encode, render
 
 if TYPE_CHECKING:
@@ -18,12 +18,6 @@ if TYPE_CHECKING:
 CONTINUE = {"add_generation_prompt": False, "continue_final_message": True}
 """How vLLM and SGLang are told to go on with the last message."""
 MOST_STOPS = 4
-_RETRIED = (408, 409, 425, 429)
-T = TypeVar("T")
-
-
-class Garbage(Exception):
-    """An answer that is no answer: not JSON, no choice, a choice without text. Worth another try."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +25,7 @@ class EndpointOptions:
     """How to speak to an endpoint.
 
     concurrency: requests at once. retries: further tries after 429, 5xx, a broken answer, a time-out.
+    retry_timeouts: false when a time-out (or a gateway's 504) shall end the request at once.
     seconds + seconds_per_token x max_new_tokens: time allowed to one try.
     backoff: most seconds between two tries; waits double from a quarter of a second, and Retry-After is heeded.
     key: name of the environment variable with the key; local servers need none.
@@ -43,6 +38,7 @@ class EndpointOptions:
     seconds_per_token: float = 0.5
     backoff: float = 30.0
     key: str = "OPENAI_API_KEY"
+    retry_timeouts: bool = True
 
 
 @dataclass(frozen=True)
@@ -172,7 +168,8 @@ class Wire:
 
     async def _try(self, call: Callable[[], Awaitable[T]]) -> T:
         options = self._options
-        return await patient(call, options.seconds + options.seconds_per_token, options.retries, options.backoff)
+        allowed = options.seconds + options.seconds_per_token
+        return await patient(call, allowed, options.retries, options.backoff, timeouts=options.retry_timeouts)
 
     # ------------------------------------------------------------------------------------------------- asking
     async def ask(self, request: Request) -> Reply:
@@ -267,52 +264,3 @@ def _reply(reply: Any, choice: Any, text: Any) -> Reply:
     usage = getattr(reply, "usage", None)
     prompt, new = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
     return Reply(text, str(reason), prompt if isinstance(prompt, int) else 0, new if isinstance(new, int) else 0)
-
-
-async def patient(call: Callable[[], Awaitable[T]], seconds: float, retries: int, backoff: float) -> T:
-    """Call until an answer comes, at most `retries` times more, each try at most `seconds` long.
-
-    Raises:
-        the last try's error: one of the endpoint, Garbage or TimeoutError.
-    """
-    import tenacity
-
-    doubling = tenacity.wait_random_exponential(multiplier=0.25, max=backoff)
-
-    def wait(state: tenacity.RetryCallState) -> float:
-        asked_for = _retry_after(state.outcome.exception() if state.outcome is not None else None)
-        return min(asked_for, 10 * backoff) if asked_for is not None else doubling(state)
-
-    async def once() -> T:
-        try:
-            async with asyncio.timeout(seconds):
-                return await call()
-        except TimeoutError as error:
-            raise TimeoutError(f"no answer within {seconds:g} s") from error
-        except ValueError as error:  # JSON that is none, or not of this protocol
-            raise Garbage(f"an answer that is not JSON ({error})") from error
-
-    tries = tenacity.AsyncRetrying(
-        stop=tenacity.stop_after_attempt(retries + 1),
-        wait=wait,
-        retry=tenacity.retry_if_exception(_worth_another_try),
-        reraise=True,
-    )
-    return await tries(once)
-
-
-def _worth_another_try(error: BaseException) -> bool:
-    import openai
-
-    if isinstance(error, openai.APIStatusError):
-        return error.status_code in _RETRIED or error.status_code >= 500
-    return isinstance(error, Garbage | TimeoutError | openai.APIConnectionError | openai.APIResponseValidationError)
-
-
-def _retry_after(error: BaseException | None) -> float | None:
-    response = getattr(error, "response", None)
-    value = response.headers.get("retry-after") if response is not None else None
-    try:
-        return float(value) if value is not None else None
-    except ValueError:
-        return None

@@ -140,6 +140,11 @@ class StageSettings(Settings):
         its folder and does what is missing."""
         return set()
 
+    def growing_inputs(self) -> set[str]:
+        """Inputs (files, and `@name` of stages) that only keys of `growing` name, and that the stage compares with what
+        it has read: others than before do not make it begin anew either."""
+        return set()
+
     def cost(self) -> float:
         """Rough work in seconds on two cores, for the whole run's ETA."""
         return 5.0

@@ -123,7 +123,7 @@ def _without(data: dict[str, Any], without: list[str], origin: str) -> dict[str,
     data["stages"] = [s for s, name in zip(data.get("stages", []), names) if name not in without]
     gone = tuple(f"{name}." for name in without)
     if gone and data.get("sources"):
-        data["sources"] = {key: source for key, source in data["sources"].items() if not key.startswith(gone)}
+        data["sources"] = {key: note for key, note in data["sources"].items() if not f"{key}.".startswith(gone)}
     return data
 
 

@@ -13,6 +13,8 @@ from lengthen.recipe.stages import KINDS, settings_class
 
 # These stages name their model themselves; all others take the recipe's where they leave it open.
 _OWN_MODEL = ("report", "merge")
+START = "@model"
+"""The recipe's start model, wherever a stage names a model beside its own (`base`, `models`, a suite's `reference`)."""
 
 
 class Recipe(Settings):
@@ -28,7 +30,8 @@ class Recipe(Settings):
     seed: int = Field(default=0, ge=0, description="One seed; every stage derives its own from it by name.")
     sources: dict[str, str] = Field(
         default_factory=dict,
-        description="Where numbers come from: 'stage.key' -> paper and table, or 'lengthen: why'.",
+        description="Where numbers come from: 'stage.key' (a stage's name alone: all of it; 'model': the start "
+        "model) -> paper and table, or 'lengthen: why'.",
     )
     stages: list[SerializeAsAny[StageSettings]] = Field(description="The stages, in order.")
 
@@ -37,9 +40,13 @@ class Recipe(Settings):
     def _names_and_references(cls, stages: list[StageSettings]) -> list[StageSettings]:
         seen: list[str] = []
         for stage in stages:
+            if f"@{stage.name}" == START:
+                raise ValueError(f"no stage can be called 'model': {START} is the start model; give it another `name`")
             if stage.name in seen:
                 raise ValueError(f"two stages are called '{stage.name}'; give one of them another `name`")
             for reference in stage.references():
+                if f"@{reference}" == START:
+                    raise ValueError(f"stage '{stage.name}': {START} is a whole model and stands alone, without a path")
                 if reference not in seen:
                     raise ValueError(
                         f"stage '{stage.name}' refers to @{reference}, which is no stage before it. "
@@ -74,13 +81,25 @@ def build_recipe(data: dict[str, Any], origin: str) -> Recipe:
             f"{origin}: 'stages' must be a list with at least one stage.",
             fix="see docs/recipes.md, or start from a preset: `extends: quickstart`",
         )
-    data["stages"] = [_build_stage(stage, index, data, origin) for index, stage in enumerate(stages)]
+    model = data.get("model", "default")
+    if model == START:
+        raise LengthenError(f"{origin}: model: {START} stands for this key.", fix="name a folder or a Hub name")
+    data["stages"] = [_build_stage(_started(s, model), index, data, origin) for index, s in enumerate(stages)]
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
         raise _explained(error, origin, "", Recipe) from None
     _check_sources(recipe, origin)
     return recipe
+
+
+def _started(value: Any, model: Any) -> Any:
+    """Settings with `@model` replaced by the recipe's start model."""
+    if isinstance(value, dict):
+        return {key: _started(inner, model) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_started(inner, model) for inner in value]
+    return model if value == START else value
 
 
 def _build_stage(stage: Any, index: int, recipe: dict[str, Any], origin: str) -> StageSettings:
@@ -144,6 +163,8 @@ def _inner_model(annotation: Any) -> Any:
 def _check_sources(recipe: Recipe, origin: str) -> None:
     plain = {stage.name: stage.model_dump() for stage in recipe.stages}
     for key in recipe.sources:
+        if key == "model":
+            continue
         value: Any = plain
         for part in _split(key, plain):
             if isinstance(value, list) and part.isdigit() and int(part) < len(value):
@@ -155,7 +176,7 @@ def _check_sources(recipe: Recipe, origin: str) -> None:
             else:
                 raise LengthenError(
                     f"{origin}: sources names '{key}', but '{part}' is not there.",
-                    fix="write stage.key, or stage.list.name.key",
+                    fix="write stage.key, stage.list.name.key, a stage's name, or model",
                 )
 
 
@@ -175,6 +196,7 @@ def json_schema() -> dict[str, Any]:
     for kind in KINDS:
         stage = settings_class(kind).model_json_schema(ref_template="#/$defs/{model}")
         definitions.update(stage.pop("$defs", {}))
+        stage["properties"]["after"] = {"type": "string", "description": "With extends: the stage in front of it."}
         definitions[f"stage-{kind}"] = stage
         kinds.append({"$ref": f"#/$defs/stage-{kind}"})
     part = {"type": "object", "required": ["name"], "not": {"required": ["kind"]}}

@@ -121,23 +121,27 @@ class Measure:
 
 @dataclass(frozen=True)
 class Rejection:
-    """How often a rule refused an answer in one macro-iteration, and what one such answer looked like."""
+    """How often a rule refused something of a role in one macro-iteration, and what that looked like.
+
+    share: of all that was judged of the role. examples: (why, beginning of the text, its end).
+    """
 
     iteration: int
+    role: str
     rule: str
+    about: str
     items: int
-    detail: str
-    example: str
+    share: float
+    examples: tuple[tuple[str, str, str], ...]
 
 
 @dataclass(frozen=True)
 class Growth:
-    """One self-lengthen stage, from its state.sqlite. judged: answers that were looked at, by macro-iteration."""
+    """One self-lengthen stage, from its state.sqlite."""
 
     stage: StageRecord
     measures: tuple[Measure, ...]
     rejections: tuple[Rejection, ...]
-    judged: dict[int, int]
 
 
 @dataclass(frozen=True)
@@ -211,23 +215,26 @@ def read_data(folder: str | Path) -> DataSet:
 
 
 def read_growth(folder: str | Path) -> Growth:
-    """A self-lengthen stage: measures, and rejections by rule with the first example of each."""
+    """A self-lengthen stage: measures, and rejections by role and rule with examples, as in its rejections.json."""
     from lengthen.selflengthen.store import open_read_only
+    from lengthen.selflengthen.summary import rejections
 
     stage = read_stage(folder)
-    with open_read_only(stage.folder / "state.sqlite") as db:
-        measures = db.execute("SELECT iteration, name, value, low, high, unit, n FROM measures ORDER BY 1, 2")
-        rejections = db.execute(
-            "SELECT v.iteration, v.rule, COUNT(*), MIN(v.detail), MIN(r.text) FROM verdicts v "
-            "LEFT JOIN requests r USING (iteration, role, item, sample, attempt, step) "
-            "WHERE v.rule != '' GROUP BY v.iteration, v.rule ORDER BY 1, 3 DESC, 2"
-        )
-        return Growth(
-            stage,
-            tuple(Measure(*row) for row in measures),
-            tuple(Rejection(i, rule, n, why or "", text or "") for i, rule, n, why, text in rejections),
-            dict(db.execute("SELECT iteration, COUNT(*) FROM verdicts GROUP BY iteration ORDER BY 1")),
-        )
+    state = stage.folder / "state.sqlite"
+    with open_read_only(state) as db:
+        measures = db.execute(
+            "SELECT iteration, name, value, low, high, unit, n FROM measures ORDER BY 1, 2"
+        ).fetchall()
+    rules = sorted(rejections(state)["rules"], key=lambda one: one["iteration"])
+    return Growth(stage, tuple(Measure(*row) for row in measures), tuple(map(_rejection, rules)))
+
+
+def _rejection(row: dict[str, Any]) -> Rejection:
+    return Rejection(
+        **{key: row[key] for key in ("iteration", "role", "rule", "about", "share")},
+        items=row["count"],
+        examples=tuple((one["detail"] or "", one["beginning"], one["end"]) for one in row["examples"]),
+    )
 
 
 def collect(settings: ReportStage, folder: Path, recipe: str) -> Evidence:

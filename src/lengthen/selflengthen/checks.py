@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from lengthen.common.words import ends_sentence, is_cjk, repetition, sentence_spans
-from lengthen.generate.engine import Answer
+from lengthen.generate.engine import NO_ROOM, Answer
 from lengthen.recipe.stages.self_lengthen import Checks
 from lengthen.selflengthen.wording import Wording
 
 RULES = {
     "endpoint_error": "the request failed after all its tries",
+    "thinking": "the answer shows its thinking (<think>); see template_options",
     "empty": "no word in the answer",
     "cut_by_limit": "stopped by the token limit, not by the model",
     "too_short": "fewer words than checks.min_words",
@@ -25,7 +26,7 @@ RULES = {
     "not_longer": "an extension that is not longer than its outline",
     "no_growth": "after all rounds not longer than extend.growth times the response",
     "no_edge": "no sentence edge to cut the text at",
-    "no_room": "outline and answer do not fit the model's window",
+    "no_room": "prompt and answer do not fit the model's window, or the server's",
     "judged_no": "the judge says no",
     "judge_unclear": "the judge says neither yes nor no",
     "out_of_size": "an instruction outside of instruct.above_words and below_words",
@@ -35,9 +36,12 @@ RULES = {
     "same_instruction": "a longer extension of the same instruction was selected too (extend.per_instruction)",
     "other_language": "an instruction in a language that is not in `languages`",
     "too_long_to_train": "more tokens than training.row_length",
-    "no_band": "no length demand whose band holds the text",
+    "no_band": "no length demand whose band holds the text (constraints.without_band)",
+    "has_length": "the instruction names another length than the demand",
     "demand_missing": "the woven instruction lacks the demand's numbers",
+    "demand_kind": "the woven instruction turns the demand, such as at most into more than",
     "demand_changed": "the woven instruction lost much of the original",
+    "beyond_count": "a document after the first instruct.count",
     "bad_plan": "a plan without readable lines, or with more than 50",
 }
 """Every rule by which the loop rejects something, for the report."""
@@ -58,14 +62,30 @@ class Verdict:
         return self.rule == ""
 
 
+_THINKING = re.compile(
+    r"</?\s*(?:think|thinking|thought|reasoning)\s*>|◁/?think▷|\[/?THINK\]|<\|(?:begin|end)_of_thought\|>",
+    re.IGNORECASE,
+)
+
+
+def failure(answer: Answer) -> Verdict | None:
+    """Why an answer is none: its request failed, the server had no room for it, or it is a model's talk with itself. A
+    template may open the thinking itself, so that the answer only closes it."""
+    if answer.finish_reason == "error":
+        error = answer.error or ""
+        return Verdict("no_room" if error.startswith(NO_ROOM) else "endpoint_error", error[:300])
+    found = _THINKING.search(answer.text)
+    return Verdict("thinking", answer.text[found.start() :][:120]) if found else None
+
+
 def check(answer: Answer, text: str, settings: Checks, wording: Wording) -> Verdict:
     """The verdict on a text: the answer, or a kept beginning and the answer that continues it.
 
     The rules go from plain failures to repetition, so that the first one broken names the cause: a text that circles
     until the token limit counts as cut.
     """
-    if answer.finish_reason == "error":
-        return Verdict("endpoint_error", (answer.error or "")[:300])
+    if (failed := failure(answer)) is not None:
+        return failed
     cjk = wording.language == "zh"
     found = repetition(text, settings.ngram_signs if cjk else settings.ngram_words)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from lengthen.common.words import count_words, is_cjk, sentence_spans
 
 _PARAGRAPH = re.compile(r"\n[ \t]*\n\s*")
 _FENCE = re.compile(r"^\s*(?:`{3,}|~{3,})")
+_HEADING = re.compile(r"#{1,6}\s")
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Beginning:
     words: int
 
 
+@lru_cache(maxsize=1024)  # every try and every failed round cuts the same text again
 def beginning(text: str, share: float, tolerance: float = 0.1) -> Beginning | None:
     """The first part of a text with about `share` of its words.
 
@@ -32,7 +35,7 @@ def beginning(text: str, share: float, tolerance: float = 0.1) -> Beginning | No
     """
     total = count_words(text)
     aim = share * total
-    edges = _edges(text)
+    edges = _edges(text, total)
     before = [(end, abs(words - aim), words) for end, words, paragraph in edges if paragraph]
     near = [edge for edge in before if edge[1] <= tolerance * total]
     choice = near or [(end, abs(words - aim), words) for end, words, _ in edges]
@@ -55,11 +58,10 @@ def join(start: Beginning, continuation: str) -> str:
     return start.text + (start.joint or plain) + continuation
 
 
-def _edges(text: str) -> list[tuple[int, int, bool]]:
-    """(offset, words before it, is a paragraph edge) of every inner edge that leaves words on both sides. None lies
-    inside a code fence or between the rows of a table."""
+def _edges(text: str, total: int) -> list[tuple[int, int, bool]]:
+    """(offset, words before it, is a paragraph edge) of every inner edge that leaves some of the `total` words on both
+    sides. None lies inside a code fence or between the rows of a table."""
     paragraphs = {match.start() for match in _PARAGRAPH.finditer(text)}
-    total = count_words(text)
     edges: list[tuple[int, int, bool]] = []
     fenced, words = False, 0
     for begin, end in sentence_spans(text):
@@ -75,14 +77,16 @@ def _edges(text: str) -> list[tuple[int, int, bool]]:
             edges[-1] = (edges[-1][0], words, edges[-1][2] or at in paragraphs)
             continue
         edges.append((at, words, at in paragraphs))
-    return [edge for edge in edges if not _is_heading(text[: edge[0]])]
+    return [edge for edge in edges if not _is_heading(text, edge[0])]
 
 
 def _ends_paragraph(at: int, text: str) -> bool:
     return bool(_PARAGRAPH.match(text, at)) or not text[at:].strip()
 
 
-def _is_heading(head: str) -> bool:
-    """A part that ends in a heading would cut the heading from its section."""
-    last = head.rstrip().rsplit("\n", 1)[-1]
-    return bool(re.match(r"#{1,6}\s", last))
+def _is_heading(text: str, end: int) -> bool:
+    """A part that ends in a heading would cut the heading from its section. Looks at the part's last line alone: a
+    copy of the part for each of its edges would take quadratic time."""
+    while end and text[end - 1].isspace():
+        end -= 1
+    return bool(_HEADING.match(text[text.rfind("\n", 0, end) + 1 : end]))

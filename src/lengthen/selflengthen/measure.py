@@ -34,9 +34,9 @@ def measure(crew: Crew, after: int, engine_role: str = "generator") -> dict[str,
             respond(work, after, f"h{i:04}", language, text, 0, role=ROLE, engine=engine_role, tries=1)
             for i, (language, text) in enumerate(prompts)
         )
-        crew.run(Listed.of(tasks), after, (engine_role,), f"held-out prompts {after}", len(prompts))
+        traffic = crew.run(Listed.of(tasks), after, (engine_role,), f"held-out prompts {after}", len(prompts))
         _record(crew, after)
-        work.store.end(after, "measure", {})
+        work.store.end(after, "measure", traffic.facts())
     return {
         name: value for name, value in work.store.query("SELECT name, value FROM measures WHERE iteration=?", (after,))
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,17 +15,11 @@ from lengthen.selflengthen import extend as extending
 from lengthen.selflengthen.checks import Verdict
 from lengthen.selflengthen.choose import Selection
 from lengthen.selflengthen.constraints import ROLE as WEAVE
-from lengthen.selflengthen.constraints import scale_for, weave
+from lengthen.selflengthen.constraints import Scale, scale_for, too_narrow, weave
 from lengthen.selflengthen.distinct import Pool
-from lengthen.selflengthen.instruct import (
-    Filters,
-    Proposals,
-    checked_seeds,
-    evaluation_pool,
-    from_templates,
-    take_listed,
-)
+from lengthen.selflengthen.instruct import Filters, evaluation_pool, from_templates, take_listed
 from lengthen.selflengthen.pipeline import Listed, Pipeline, Source, Task, Traffic
+from lengthen.selflengthen.proposals import Proposals, TooFew, checked_seeds
 from lengthen.selflengthen.respond import respond
 from lengthen.selflengthen.serve import Serving
 from lengthen.selflengthen.store import Key, Outcome, Store
@@ -33,6 +28,7 @@ from lengthen.selflengthen.work import Work
 
 Instructions = dict[str, tuple[str, str]]
 """item -> (language, instruction)."""
+USED_UP = "the list of instructions is used up"
 
 
 @dataclass
@@ -46,8 +42,12 @@ class Crew:
     def run(self, source: Source, after: int, roles: Sequence[str], label: str, total: int) -> Traffic:
         settings = self.work.settings
         with self.ctx.progress(label, total, "tasks") as bar:
+            engines = self.serving.engines(after, roles)
+            narrower = self.work.narrow(self.serving.window)
+            if narrower:
+                self.serving.note(narrower)
             pipeline = Pipeline(
-                self.work.store, self.serving.engines(after, roles),
+                self.work.store, engines,
                 in_flight=settings.serve.in_flight, error_tries=settings.retry.error_tries, bar=bar,
             )  # fmt: skip
             return pipeline.run(source)
@@ -81,41 +81,74 @@ def held_out_prompts(work: Work) -> list[tuple[str, str]]:
     return pairs[: settings.count]
 
 
+def seeds_of(work: Work) -> dict[str, list[str]]:
+    """Seed instructions by language, the packaged ones or those of the file; what is left out there is counted."""
+    settings = work.settings.instruct
+    if not settings.seeds:
+        return {name: wording.seeds() for name, wording in work.wordings.items()}
+    seeds, others = read_seeds(settings.seeds, list(work.wordings))
+    for number, text in others:
+        work.judge(Key(0, "instruct", f"seed{number:06}"), Verdict("other_language", text[:120]))
+    return seeds
+
+
+def filters_of(work: Work, iteration: int, seeds: dict[str, list[str]]) -> Filters:
+    """What new instructions are compared with: all earlier ones, the seeds (a copied seed is not new), and the prompts
+    of evaluations and held-out answers."""
+    settings = work.settings.instruct
+    there = Pool(settings.near_duplicate)
+    earlier = [text for before, _, _, text in work.store.instructions() if before < iteration]
+    for text in [*earlier, *(text for texts in seeds.values() for text in texts)]:
+        there.add(text)
+    apart = [text for _, text in held_out_prompts(work)]
+    evaluation = evaluation_pool(
+        work.settings.evaluation_files(), apart, settings.near_duplicate, settings.shared_ngram
+    )
+    return Filters(settings.above_words, settings.below_words, there, evaluation)
+
+
 def instruct(crew: Crew, iteration: int, count: int) -> Instructions:
     """New instructions of a macro-iteration, distinct from all before and from every evaluation prompt."""
     work, settings = crew.work, crew.work.settings.instruct
     if work.store.begin(iteration, "instruct"):
-        there = Pool(settings.near_duplicate)
-        earlier = [row for row in work.store.instructions() if row[0] < iteration]
-        for _, _, _, text in earlier:
-            there.add(text)
-        apart = [text for _, text in held_out_prompts(work)]
-        filters = Filters(
-            settings.above_words, settings.below_words, there,
-            evaluation_pool(work.settings.evaluation_files(), apart, settings.near_duplicate, settings.shared_ngram),
-        )  # fmt: skip
+        seeds = seeds_of(work) if settings.source == "self" else {}
+        filters = filters_of(work, iteration, seeds)
         info: dict = {"wanted": count}
         if settings.source == "self":
-            seeds = read_seeds(settings.seeds, list(work.wordings)) if settings.seeds else {
-                name: wording.seeds() for name, wording in work.wordings.items()
-            }  # fmt: skip
             proposals = Proposals(work, iteration, count, checked_seeds(seeds, settings.shown), filters)
-            traffic = crew.run(proposals, iteration - 1, ("base",), f"instructions {iteration}", count)
-            made, info["busy"] = proposals.accepted, traffic.busy
+            try:
+                traffic = crew.run(proposals, iteration - 1, ("base",), f"instructions {iteration}", count)
+            except TooFew:
+                work.store.failed(iteration, "instruct")
+                raise
+            made = proposals.accepted
+            info |= traffic.facts()
         else:
             first = (work.store.phase(iteration - 1, "instruct") or {}).get("next", 0)
             made, info["next"] = take_listed(work, iteration, first, count, filters)
         if not made:
+            work.store.failed(iteration, "instruct")
             raise LengthenError(
                 f"Macro-iteration {iteration} has no instruction.",
-                why=top_reasons(work.store, iteration) or "the list of instructions is used up",
-                fix="give more seeds or instructions (instruct.seeds, instruct.file), or look at the state file: "
-                f"lengthen inspect {work.store.path}",
+                why=top_reasons(work.store, iteration, role="instruct") or USED_UP,
+                fix=_without_instructions(work, iteration),
             )
         for number, (language, text) in enumerate(made):
             work.store.add_instruction(iteration, f"i{number:05}", language, settings.source, text)
         work.store.end(iteration, "instruct", {**info, "made": len(made)})
     return {item: (language, text) for _, item, language, text in work.store.instructions(iteration)}
+
+
+def _without_instructions(work: Work, iteration: int) -> str:
+    look = f"; `lengthen inspect {work.store.path}` shows what was refused"
+    if iteration == 1:
+        return "give more seeds or instructions (instruct.seeds, instruct.file), or another instruct.source" + look
+    if iteration > work.settings.trainings:
+        return "set final.pool to [extended], and run again: it goes on from here" + look
+    return (
+        f"set iterations to {iteration - 1} and final.pool to [extended], and run again: it goes on from here; or "
+        "begin anew with more instructions" + look
+    )
 
 
 # ------------------------------------------------------------------------------------------ answers and extensions
@@ -206,16 +239,14 @@ def write(crew: Crew, iteration: int, instructions: Instructions) -> None:
     responses = Responses.of(work, iteration, instructions)
     extensions = Extensions(work, iteration, responses)
     after, total = iteration - 1, len(instructions) * work.settings.respond.samples
-    info: dict = {}
     if crew.serving.flow:
         traffic = crew.run(extensions, after, ("generator", "extender"), f"texts {iteration}", 2 * total)
-        info["busy"] = traffic.busy
     else:
-        crew.run(responses, after, ("generator",), f"responses {iteration}", total)
-        crew.run(extensions, after, ("extender",), f"extensions {iteration}", total)
+        traffic = crew.run(responses, after, ("generator",), f"responses {iteration}", total)
+        traffic += crew.run(extensions, after, ("extender",), f"extensions {iteration}", total)
     select(work, iteration, extending.ROLE)
     kept = len(work.store.outcomes(iteration, extending.ROLE, kept=True))
-    work.store.end(iteration, "write", {**info, "extensions_kept": kept})
+    work.store.end(iteration, "write", {**traffic.facts(), "extensions_kept": kept})
 
 
 def select(work: Work, iteration: int, role: str) -> None:
@@ -262,24 +293,50 @@ def final_texts(crew: Crew, iteration: int, instructions: Instructions) -> None:
         for item, (language, text) in instructions.items()
         for sample in range(samples)
     )
-    crew.run(Listed.of(tasks), iteration - 1, ("generator",), "final texts", len(instructions) * samples)
-    work.store.end(iteration, "final", {})
+    traffic = crew.run(Listed.of(tasks), iteration - 1, ("generator",), "final texts", len(instructions) * samples)
+    work.store.end(iteration, "final", traffic.facts())
 
 
 def demands(crew: Crew, pool: list[tuple[Outcome, str, str]], iteration: int) -> None:
-    """Weave length demands into the instructions of the pool: (text's outcome, language, instruction)."""
+    """Weave length demands into the instructions of the pool: (text's outcome, language, instruction).
+
+    Raises:
+        LengthenError: the given band would leave too few texts, while it can still be changed.
+    """
     work, settings = crew.work, crew.work.settings.constraints
-    if not work.store.begin(iteration, "weave"):
+    if work.store.phase(iteration, "weave") is not None:
         return
-    scale = scale_for([count_longen(outcome.text or "") for outcome, _, _ in pool], settings)
+    lengths = [count_longen(outcome.text or "") for outcome, _, _ in pool]
+    scale = scale_for(lengths, settings)
+    _enough_held(work, pool, scale)
+    work.store.begin(iteration, "weave")
+    note = too_narrow(lengths, scale, settings)
+    if note:
+        print(f"note: {note}", file=sys.stderr, flush=True)
     tasks = (
         weave(work, outcome.iteration, f"{outcome.role}~{outcome.item}", outcome.sample, language, instruction,
               outcome.text or "", scale)
         for outcome, language, instruction in pool
         if demanded(work, outcome)
     )  # fmt: skip
-    crew.run(Listed.of(tasks), iteration - 1, ("base",), "length demands", len(pool))
-    work.store.end(iteration, "weave", {"low": scale.low, "high": scale.high, "step": scale.step})
+    traffic = crew.run(Listed.of(tasks), iteration - 1, ("base",), "length demands", len(pool))
+    info = {"low": scale.low, "high": scale.high, "step": scale.step, **traffic.facts()}
+    work.store.end(iteration, "weave", info | ({"note": note} if note else {}))
+
+
+def _enough_held(work: Work, pool: list[tuple[Outcome, str, str]], scale: Scale) -> None:
+    """With `without_band: drop`, enough texts of the pool lie on the scale, or need not."""
+    settings, least = work.settings.constraints, work.settings.training.least_rows
+    free = sum(not demanded(work, outcome) for outcome, _, _ in pool)
+    held = scale.held([count_longen(outcome.text or "") for outcome, _, _ in pool if demanded(work, outcome)])
+    if settings.without_band == "bare" or not pool or not work.settings.final.train or free + held >= least:
+        return
+    raise LengthenError(
+        f"{held:,} of {len(pool):,} texts have {scale.low:,} to {scale.high:,} words, and the others would be dropped "
+        f"(constraints); training.least_rows is {least}.",
+        fix="set constraints.low, high and step to auto, or constraints.without_band to bare, and run again: nothing "
+        "was made with them yet, and it goes on from here",
+    )
 
 
 def demanded(work: Work, outcome: Outcome) -> bool:
@@ -293,11 +350,11 @@ def woven(work: Work, outcome: Outcome) -> Outcome | None:
     return work.store.outcome(outcome.iteration, WEAVE, f"{outcome.role}~{outcome.item}", outcome.sample)
 
 
-def top_reasons(store: Store, iteration: int, most: int = 4) -> str:
-    """The commonest rules that refused something in a macro-iteration, for an error."""
+def top_reasons(store: Store, iteration: int, most: int = 4, role: str | None = None) -> str:
+    """The commonest rules that refused something in a macro-iteration (in one role of it), for an error."""
     rows = store.query(
-        "SELECT role, rule, COUNT(*) FROM verdicts WHERE iteration=? AND rule!='' GROUP BY role, rule "
-        "ORDER BY 3 DESC LIMIT ?",
-        (iteration, most),
+        "SELECT role, rule, COUNT(*) FROM verdicts WHERE iteration=? AND rule!='' AND role=COALESCE(?, role) "
+        "GROUP BY role, rule ORDER BY 3 DESC LIMIT ?",
+        (iteration, role, most),
     )
     return ", ".join(f"{role}: {rule} {count}x" for role, rule, count in rows)

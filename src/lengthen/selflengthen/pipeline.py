@@ -2,6 +2,9 @@
 
 A task never waits for another one. Answers are committed to the store before the task sees them, and a task that is
 started again finds them there: going on after a kill is nothing but running the same tasks again.
+
+What came together is handled together: one transaction for the answers, then one for all that follows from them
+(verdicts, ends of tasks, the next requests), which is committed before those requests go out.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from lengthen.common.errors import LengthenError
 from lengthen.common.progress import Bar
@@ -67,14 +70,40 @@ class Listed:
 
 @dataclass
 class Traffic:
-    """What a run of the pipeline did. busy: mean share of the allowed requests in flight while it ran."""
+    """What a run of the pipeline did. wire: seconds that requests were out, added up. processor: seconds of processor
+    time that this process took meanwhile."""
 
+    in_flight: int = 1
     asked: int = 0
     from_store: int = 0
     errors: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    busy: float = 0.0
+    wire: float = 0.0
+    processor: float = 0.0
+
+    @property
+    def busy(self) -> float:
+        """Mean share of the allowed places that held a request. A request that waits here, answered but not looked at
+        or ready but not sent, holds none."""
+        return self.wire / (self.in_flight * self.seconds) if self.seconds > 0 else 0.0
+
+    def facts(self) -> dict[str, Any]:
+        """What a phase records of it."""
+        return {
+            "requests": self.asked,
+            "requests_per_second": round(self.asked / self.seconds, 2) if self.seconds > 0 else 0.0,
+            "busy": round(self.busy, 4),
+            "processor_seconds": round(self.processor, 1),
+        }
+
+    def __add__(self, other: Traffic) -> Traffic:
+        """One after the other."""
+        return Traffic(
+            max(self.in_flight, other.in_flight), self.asked + other.asked, self.from_store + other.from_store,
+            self.errors + other.errors, self.tokens + other.tokens, self.seconds + other.seconds,
+            self.wire + other.wire, self.processor + other.processor,
+        )  # fmt: skip
 
 
 class Pipeline:
@@ -87,6 +116,7 @@ class Pipeline:
         in_flight: requests out at the same time.
         error_tries: how often a request that ends in an error is sent before its task hears of it.
         in_a_row: so many errors one after the other stop the run: the endpoint is gone, and no try shall be wasted.
+        at_once: answers handled together, before new requests go out.
     """
 
     def __init__(
@@ -97,13 +127,14 @@ class Pipeline:
         in_flight: int = 256,
         error_tries: int = 3,
         in_a_row: int | None = None,
+        at_once: int = 64,
         bar: Bar | None = None,
     ) -> None:
         self.store, self.engines, self.in_flight = store, engines, in_flight
         self.flow = all(isinstance(engine, Stream) for engine in engines.values())
-        self.error_tries, self.bar = error_tries, bar
+        self.error_tries, self.at_once, self.bar = error_tries, at_once, bar
         self.in_a_row = in_a_row or max(50, 2 * in_flight)
-        self.traffic = Traffic()
+        self.traffic = Traffic(in_flight)
         self._ready: deque[tuple[Task, Ask, int]] = deque()
         self._out: dict[str, tuple[Task, Ask, int]] = {}
         self._answers: queue.Queue[Answer | BaseException] = queue.Queue()
@@ -112,27 +143,39 @@ class Pipeline:
     def run(self, source: Source) -> Traffic:
         """Run every task of the source to its end. Raises what a task raises, and LengthenError when the engine
         answers nothing but errors; everything that was answered is in the store then."""
-        began = last = time.monotonic()
-        area = 0.0
+        began, processor = time.monotonic(), time.process_time()
+        answers: list[Answer] = []
         while True:
-            self._start(source)
-            self._send()
-            if not self._out:
-                if self._ready:
-                    continue
-                if not source.more():
-                    break
+            with self.store.together():
+                self._go_on(answers)
+                self._start(source)
+                batches = self._batches()
+            self._send(batches)
+            if self._out:
+                answers = self._received()
+            elif self._ready:
+                answers = []
+            elif not source.more():
+                break
+            else:
                 raise RuntimeError("no task is running and the source gives none")
-            answer = self._answers.get()
-            now = time.monotonic()
-            area, last = area + len(self._out) * (now - last), now
-            self._take(answer)
-            # Take all that is there before new requests are chosen: one commit and one look at the source each.
-            while not self._answers.empty():
-                self._take(self._answers.get_nowait())
         self.traffic.seconds = time.monotonic() - began
-        self.traffic.busy = area / (self.in_flight * self.traffic.seconds) if self.traffic.seconds > 0 else 0.0
+        self.traffic.processor = time.process_time() - processor
         return self.traffic
+
+    def _received(self) -> list[Answer]:
+        """Answers that are there, at least one, after they have been stored."""
+        found = [self._answers.get()]
+        while len(found) < self.at_once and not self._answers.empty():
+            found.append(self._answers.get_nowait())
+        answers = [one for one in found if isinstance(one, Answer)]
+        with self.store.together():
+            for answer in answers:
+                self.store.answered(self._out[answer.id][1].key, answer)
+        for one in found:
+            if not isinstance(one, Answer):
+                raise one
+        return answers
 
     def _start(self, source: Source) -> None:
         """Start tasks until as many requests wait as can go out."""
@@ -157,10 +200,11 @@ class Pipeline:
                 return
             self.traffic.from_store += 1
 
-    def _send(self) -> None:
-        if not self._ready or (self._out and not self.flow):
-            return
+    def _batches(self) -> dict[str, list[Request]]:
+        """What goes out now, by engine, after it has been written down."""
         batches: dict[str, list[Request]] = {}
+        if self._out and not self.flow:
+            return batches
         while self._ready and len(self._out) < self.in_flight:
             task, ask, tries = self._ready.popleft()
             name = f"{ask.key}#{tries}"
@@ -170,6 +214,9 @@ class Pipeline:
             self._out[name] = (task, ask, tries)
             batches.setdefault(ask.engine, []).append(replace(ask.request, id=name))
             self.traffic.asked += 1
+        return batches
+
+    def _send(self, batches: Mapping[str, list[Request]]) -> None:
         for name, requests in batches.items():
             engine = self.engines[name]
             if isinstance(engine, Stream):
@@ -190,17 +237,24 @@ class Pipeline:
         except BaseException as error:
             self._answers.put(error)
 
-    def _take(self, answer: Answer | BaseException) -> None:
-        if isinstance(answer, BaseException):
-            raise answer
-        task, ask, tries = self._out.pop(answer.id)
-        self.store.answered(ask.key, answer)
-        if answer.finish_reason != "error":
-            self._errors_in_a_row = 0
-            self.traffic.tokens += answer.new_tokens
+    def _go_on(self, answers: Iterable[Answer]) -> None:
+        for answer in answers:
+            task, ask, tries = self._out.pop(answer.id)
+            self.traffic.wire += answer.seconds
+            if answer.finish_reason != "error":
+                self._errors_in_a_row = 0
+                self.traffic.tokens += answer.new_tokens
+                self._advance(task, answer)
+                continue
+            self.traffic.errors += 1
+            if not answer.final:
+                self._count_error(answer)
+                if tries < self.error_tries:
+                    self._ready.append((task, ask, tries + 1))
+                    continue
             self._advance(task, answer)
-            return
-        self.traffic.errors += 1
+
+    def _count_error(self, answer: Answer) -> None:
         self._errors_in_a_row += 1
         if self._errors_in_a_row >= self.in_a_row:
             raise LengthenError(
@@ -208,10 +262,6 @@ class Pipeline:
                 why="the endpoint does not answer, or refuses these requests",
                 fix="look at the server, then run the same command again; nothing that was answered is asked again",
             )
-        if tries < self.error_tries:
-            self._ready.append((task, ask, tries + 1))
-        else:
-            self._advance(task, answer)
 
 
 def run_tasks(pipeline: Pipeline, tasks: Iterable[Task]) -> Traffic:

@@ -33,11 +33,13 @@ def respond(
         return
     ladder = Ladder(tries or settings.respond.tries, settings.retry, settings.sampling)
     messages = user(instruction, settings.respond.system)
-    room = work.room(messages)
+    room = work.room(messages, enough=max(LEAST_ROOM, ladder.wanted))
     verdict = Verdict("no_room", f"{room} tokens left")
     key = Key(iteration, role, item, sample)
     while room >= LEAST_ROOM and ladder.more():
         key = Key(iteration, role, item, sample, ladder.attempt)
+        if ladder.wanted > room:  # a cut answer asks for more
+            room = work.room(messages, enough=ladder.wanted)
         answer = yield work.ask(key, engine, messages, ladder.sampling, ladder.new_tokens(room))
         verdict = work.judge(key, check(answer, answer.text, settings.checks, work.wordings[language]))
         if verdict.accepted:

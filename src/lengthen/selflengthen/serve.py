@@ -6,35 +6,32 @@ exact command for each macro-iteration is printed and lies in `serve-N.sh`.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
+import gc
+import secrets
 import shlex
-import shutil
-import signal
-import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lengthen.common.errors import LengthenError, MissingExtra
+from lengthen.common.errors import LengthenError
 from lengthen.common.files import write_atomic
 from lengthen.generate.engine import Engine
+from lengthen.generate.listing import NoAnswer
 from lengthen.generate.stream import Stream
 from lengthen.models import resolve_model
 from lengthen.recipe.stages.self_lengthen import SelfLengthenStage
+from lengthen.selflengthen.served import BASE, base_model, check_same, ensure_adapters, served_models
+from lengthen.selflengthen.server import Server, end_orphan
+from lengthen.selflengthen.store import Store
 
 if TYPE_CHECKING:
     from lengthen.generate.endpoint import EndpointEngine
     from lengthen.generate.local import LocalEngine
 
-ROLES = ("base", "generator", "extender")
-BASE, FINAL = "base", "final"
+FINAL = "final"
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM's --max-lora-rank takes."""
 
@@ -44,23 +41,41 @@ def role_folder(folder: Path, iteration: int, role: str) -> Path:
     return folder / "iterations" / f"{iteration}-{role}"
 
 
-def model_name(role: str, after: int) -> str:
-    """Name of a role's model on a server: `base` for all roles before the first training, then `generator-2` ..."""
-    return BASE if role == BASE or after == 0 else f"{role}-{after}"
+def run_digits(store: Store) -> str:
+    """Eight hex digits of this run, in its adapters' names: a server that stays up may hold those of another run."""
+    found = store.meta("run")
+    if found is None:
+        found = secrets.token_hex(4)
+        store.set_meta("run", found)
+    return found
 
 
-def serve_command(settings: SelfLengthenStage, folder: Path, after: int) -> list[str]:
+def model_name(role: str, after: int, run: str) -> str:
+    """Name of a role's model on a server: `base` for all roles before the first training, then `generator-2-RUN` ..."""
+    return BASE if role == BASE or after == 0 else f"{role}-{after}-{run}"
+
+
+def adapters(folder: Path, after: int, run: str) -> dict[str, Path]:
+    """Name -> folder of the adapters that macro-iteration `after` + 1 needs. Absolute: the command is run, and the
+    adapters are loaded, from another folder than this one."""
+    roles = ("generator", "extender") if after > 0 else ()
+    root = folder.resolve()
+    return {model_name(role, after, run): role_folder(root, after, role) / "adapter" for role in roles}
+
+
+def serve_command(settings: SelfLengthenStage, folder: Path, after: int, run: str) -> list[str]:
     """The command that serves macro-iteration `after` + 1: the starting model and the adapters trained so far."""
     command = ["vllm", "serve", str(resolve_model(settings.model)), "--served-model-name", BASE]
     command += ["--port", str(settings.serve.port)]
+    said = any(part.replace("_", "-").startswith("--max-model-len") for part in settings.serve.arguments)
+    if settings.window is not None and not said:
+        command += ["--max-model-len", str(settings.window)]
     if settings.method == "self-lengthen":
         # From the first macro-iteration on, so that one server that is left running can load all later adapters.
         command += ["--enable-lora", "--max-lora-rank", str(_served_rank(settings)), "--max-loras", "2"]
-    if after > 0:
-        # Absolute: the command is run, and the adapters are loaded, from another folder than this one.
-        root = folder.resolve()
-        adapters = {model_name(r, after): role_folder(root, after, r) / "adapter" for r in ("generator", "extender")}
-        command += ["--lora-modules", *(f"{name}={path}" for name, path in adapters.items())]
+    found = adapters(folder, after, run)
+    if found:
+        command += ["--lora-modules", *(f"{name}={path}" for name, path in found.items())]
     return command + list(settings.serve.arguments)
 
 
@@ -82,15 +97,27 @@ def _served_rank(settings: SelfLengthenStage) -> int:
 class Serving:
     """Engines by role. Keeps one in-process model (or one started server) at a time; `stop` frees it before training.
 
+    run: the run's digits (`run_digits`).
     flow: requests may go out at any moment (an endpoint); otherwise in waves.
+    window: most tokens of prompt and answer together that the server takes; 0 while it has not said.
+    notes: what was found out about the server and should be known.
     """
 
     settings: SelfLengthenStage
     folder: Path
+    run: str
+    window: int = 0
+    notes: list[str] = field(default_factory=list)
     _open: dict[str, LocalEngine] = field(default_factory=dict)
     _streams: dict[str, Stream] = field(default_factory=dict)
-    _server: Server | None = None
+    _server: tuple[Server, int] | None = None
+    _base: str = BASE
+    _checked: bool = False
     _told: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        if self.settings.serve.start_vllm and end_orphan(self.folder):
+            self.note("A server that an earlier process of this run had left behind was ended.")
 
     @property
     def flow(self) -> bool:
@@ -100,7 +127,7 @@ class Serving:
         """Engines of these roles as they are after `after` trainings."""
         if self.flow:
             url = self._endpoint(after)
-            return {role: self._remote(url, model_name(role, after)) for role in roles}
+            return {role: self._remote(url, model_name(role, after, self.run)) for role in roles}
         folders = {role: self._model(role, after) for role in roles}
         wanted = set(folders.values())
         for name in set(self._open) - wanted:
@@ -108,7 +135,8 @@ class Serving:
         for name in sorted(wanted - set(self._open)):
             from lengthen.generate.local import LocalEngine
 
-            self._open[name] = LocalEngine(name, batch_size=self.settings.serve.batch)
+            options = self.settings.template_options
+            self._open[name] = LocalEngine(name, batch_size=self.settings.serve.batch, template_options=options)
         return {role: self._open[name] for role, name in folders.items()}
 
     def stop(self) -> None:
@@ -118,8 +146,14 @@ class Serving:
         self._open.clear()
         self._streams.clear()
         if self._server is not None:
-            self._server.stop()
+            self._server[0].stop()
             self._server = None
+
+    def note(self, text: str) -> None:
+        """Say something once, now and in the manifest."""
+        if text not in self.notes:
+            self.notes.append(text)
+            print(text, file=sys.stderr, flush=True)
 
     def _model(self, role: str, after: int) -> str:
         if role == FINAL:
@@ -130,56 +164,73 @@ class Serving:
 
     # ---------------------------------------------------------------------------------------------- endpoints
     def _endpoint(self, after: int) -> str:
-        command = serve_command(self.settings, self.folder, after)
-        text = shlex.join(command)
+        """Address of the server of macro-iteration `after` + 1, which has what is needed."""
+        command = serve_command(self.settings, self.folder, after, self.run)
         if after not in self._told:
             self._told.add(after)
+            text = shlex.join(command)
             write_atomic(self.folder / f"serve-{after + 1}.sh", text + "\n")
             print(f"macro-iteration {after + 1} is served by: {text}", file=sys.stderr, flush=True)
         if self.settings.serve.start_vllm:
-            url = f"http://127.0.0.1:{self.settings.serve.port}/v1"
-            if self._server is None:
-                self._server = Server.start(command, url, self.folder / f"serve-{after + 1}.log", self.settings)
-            return url
-        url = (self.settings.serve.endpoint or "").partition("#")[0].rstrip("/")
-        self._check_names(url, after, text)
+            return self._started(command, after)
+        return self._found(command, after)
+
+    def _started(self, command: list[str], after: int) -> str:
+        url = f"http://127.0.0.1:{self.settings.serve.port}/v1"
+        if self._server is not None and self._server[1] != after:
+            self.stop()  # it lacks the adapters that were trained since
+        if self._server is None:
+            free_memory()
+            log = self.folder / f"serve-{after + 1}.log"
+            server, rows = Server.start(command, url, log, self.settings.serve)
+            self._server = (server, after)
+            wanted = adapters(self.folder, after, self.run)
+            ensure_adapters(url, self.settings.serve.key, wanted, rows, shlex.join(command))
+            self.window = base_model(url, BASE, rows).window
         return url
 
-    def _check_names(self, url: str, after: int, command: str) -> None:
-        """Every adapter of this macro-iteration is served; where the server takes adapters at run time, load them."""
-        wanted = {model_name(role, after) for role in ROLES} - {BASE}
-        for name in sorted(wanted - set(served_models(url))):
-            role = name.rsplit("-", 1)[0]
-            load_adapter(url, name, role_folder(self.folder.resolve(), after, role) / "adapter")
-        missing = sorted(wanted - set(served_models(url)))
-        if missing:
-            raise LengthenError(
-                f"The endpoint {url} does not serve {', '.join(missing)}.",
-                why=f"macro-iteration {after + 1} needs the adapters trained before it",
-                fix=f"serve them and run the same command again, it goes on from here:\n   {command}\n"
-                "   (or start vLLM once with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True: adapters are then loaded by name)",
-            )
+    def _found(self, command: list[str], after: int) -> str:
+        address, _, own = (self.settings.serve.endpoint or "").partition("#")
+        url, key = address.rstrip("/"), self.settings.serve.key
+        rows = served_models(url, key)
+        if rows is None:
+            self.note(f"{url} does not list its models: their names and their window are not checked.")
+        row = base_model(url, own, rows or [])
+        self._base, self.window = row.name, row.window
+        if not self._checked:
+            said = check_same(self._engine(url, row.name), row, self.settings.model, named=bool(own))
+            if said is not None:
+                self.note(said)
+            self._checked = True
+        wanted = adapters(self.folder, after, self.run)
+        if wanted:
+            ensure_adapters(url, key, wanted, rows, shlex.join(command))
+        return url
 
     def _remote(self, url: str, name: str) -> Stream:
         if name not in self._streams:
-            from lengthen.generate.endpoint import EndpointEngine, EndpointOptions
-
-            serve = self.settings.serve
-            options = EndpointOptions(
-                concurrency=serve.in_flight, seconds=serve.base_seconds,
-                seconds_per_token=1 / serve.slowest_tokens_per_second,
-            )  # fmt: skip
-            engine = EndpointEngine(url, self._served_name(url, name), tokenizer=self.settings.model, options=options)
-            self._streams[name] = _opened(engine)
+            self._streams[name] = _opened(self._engine(url, self._base if name == BASE else name))
         return self._streams[name]
 
-    def _served_name(self, url: str, name: str) -> str:
-        """The starting model may have a name of its own at an endpoint: `#NAME` of serve.endpoint, or its only one."""
-        if name != BASE or self.settings.serve.start_vllm:
-            return name
-        own = (self.settings.serve.endpoint or "").partition("#")[2]
-        names = served_models(url)
-        return own or (BASE if BASE in names or not names else names[0])
+    def _engine(self, url: str, name: str) -> EndpointEngine:
+        from lengthen.generate.endpoint import EndpointEngine, EndpointOptions
+
+        serve = self.settings.serve
+        options = EndpointOptions(
+            concurrency=serve.in_flight, seconds=serve.base_seconds,
+            seconds_per_token=1 / serve.slowest_tokens_per_second, key=serve.key, retry_timeouts=False,
+        )  # fmt: skip
+        return EndpointEngine(
+            url, name, tokenizer=self.settings.model, template_options=self.settings.template_options, options=options
+        )
+
+
+def free_memory() -> None:
+    """Give back what a training in this process has left: a server that starts takes most of a GPU at once."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _opened(engine: EndpointEngine, tries: int = 4) -> Stream:
@@ -187,81 +238,6 @@ def _opened(engine: EndpointEngine, tries: int = 4) -> Stream:
     for wait in (1.0, 4.0, 16.0)[: tries - 1]:
         try:
             return Stream(engine)
-        except LengthenError as error:
-            if "does not answer" not in error.what:
-                raise
+        except NoAnswer:
             time.sleep(wait)
     return Stream(engine)
-
-
-def served_models(url: str) -> list[str]:
-    """Names that an OpenAI-compatible endpoint lists."""
-    try:
-        with urllib.request.urlopen(f"{url}/models", timeout=30) as reply:
-            return [row["id"] for row in json.load(reply).get("data", [])]
-    except (OSError, ValueError) as error:
-        raise LengthenError(
-            f"No endpoint answers at {url}: {error}.",
-            fix="start the server that was printed, or set serve.endpoint to its address (ending in /v1)",
-        ) from error
-
-
-def load_adapter(url: str, name: str, path: Path) -> bool:
-    """Ask a running vLLM to load an adapter. False when the server does not take adapters at run time."""
-    body = json.dumps({"lora_name": name, "lora_path": str(path)}).encode()
-    request = urllib.request.Request(
-        f"{url}/load_lora_adapter", data=body, headers={"Content-Type": "application/json"}
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=300):
-            return True
-    except (urllib.error.HTTPError, OSError):
-        return False
-
-
-@dataclass
-class Server:
-    """A server process that was started here, in a process group of its own."""
-
-    process: subprocess.Popen
-    log: Path
-
-    @classmethod
-    def start(cls, command: Sequence[str], url: str, log: Path, settings: SelfLengthenStage) -> Server:
-        """Start and wait until it lists its models."""
-        if shutil.which(command[0]) is None:
-            raise MissingExtra.of("serve.start_vllm", "vllm")
-        with open(log, "ab") as file:
-            process = subprocess.Popen(list(command), stdout=file, stderr=file, start_new_session=True)
-        server = cls(process, log)
-        end = time.monotonic() + 60 * settings.serve.start_minutes
-        while time.monotonic() < end:
-            if process.poll() is not None:
-                last = (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
-                raise LengthenError(
-                    f"The server stopped while it was starting (exit code {process.returncode}).",
-                    why=last[-500:],
-                    fix=f"read {log}; arguments can be added with serve.arguments",
-                )
-            with contextlib.suppress(LengthenError):
-                if served_models(url):
-                    return server
-            time.sleep(0.5)
-        server.stop()
-        raise LengthenError(
-            f"The server did not answer within {settings.serve.start_minutes:g} minutes.",
-            fix=f"read {log}, or raise serve.start_minutes",
-        )
-
-    def stop(self) -> None:
-        """End the process group that was started here: politely, after 30 seconds by force."""
-        if self.process.poll() is not None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGTERM)
-        try:
-            self.process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()

@@ -1,8 +1,8 @@
 """State of a run: one SQLite file with every request, answer, verdict and reason. Killed at any moment it goes on.
 
-One writer, WAL: an answer is committed as soon as it arrives, so a killed process loses none that it received. Keys
-name what was asked, never when: (iteration, role, item, sample, attempt, step). A step that finds its answer here
-does not ask again, whatever the order of arrival was.
+One writer, WAL: answers are committed before anything is done with them, those that came together in one transaction,
+so a killed process asks none of them again. Keys name what was asked, never when: (iteration, role, item, sample,
+attempt, step). A step that finds its answer here does not ask again, whatever the order of arrival was.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,24 @@ from lengthen.common.errors import LengthenError
 from lengthen.common.files import explain_disk
 from lengthen.generate.engine import Answer, Request
 
-SCHEMA = 1
+SCHEMA = 2
+# A prompt and its answer lie in two tables, since SQLite writes a whole row anew when one field of it changes; the view
+# `requests` shows both as one.
 _TABLES = """
 CREATE TABLE IF NOT EXISTS meta(key TEXT PRIMARY KEY, value TEXT);
 CREATE TABLE IF NOT EXISTS phases(iteration INTEGER, phase TEXT, began_at REAL, ended_at REAL, info TEXT,
   PRIMARY KEY(iteration, phase));
+CREATE TABLE IF NOT EXISTS used(iteration INTEGER, phase TEXT, settings TEXT, PRIMARY KEY(iteration, phase));
 CREATE TABLE IF NOT EXISTS instructions(iteration INTEGER, item TEXT, language TEXT, source TEXT, text TEXT,
   PRIMARY KEY(iteration, item));
-CREATE TABLE IF NOT EXISTS requests(iteration INTEGER, role TEXT, item TEXT, sample INTEGER, attempt INTEGER, step TEXT,
-  request TEXT, sends INTEGER, sent_at REAL, answered_at REAL, text TEXT, finish_reason TEXT, prompt_tokens INTEGER,
-  new_tokens INTEGER, seconds REAL, errors INTEGER DEFAULT 0, error TEXT,
-  PRIMARY KEY(iteration, role, item, sample, attempt, step));
+CREATE TABLE IF NOT EXISTS asked(id INTEGER PRIMARY KEY, iteration INTEGER, role TEXT, item TEXT, sample INTEGER,
+  attempt INTEGER, step TEXT, sends INTEGER, sent_at REAL, seconds REAL, errors INTEGER DEFAULT 0, error TEXT,
+  request TEXT, UNIQUE(iteration, role, item, sample, attempt, step));
+CREATE TABLE IF NOT EXISTS answers(id INTEGER PRIMARY KEY REFERENCES asked(id), answered_at REAL, text TEXT,
+  finish_reason TEXT, prompt_tokens INTEGER, new_tokens INTEGER, seconds REAL);
+CREATE VIEW IF NOT EXISTS requests AS SELECT iteration, role, item, sample, attempt, step, request, sends, sent_at,
+  answered_at, text, finish_reason, prompt_tokens, new_tokens, COALESCE(answers.seconds, asked.seconds) AS seconds,
+  errors, error FROM asked LEFT JOIN answers USING (id);
 CREATE TABLE IF NOT EXISTS verdicts(iteration INTEGER, role TEXT, item TEXT, sample INTEGER, attempt INTEGER, step TEXT,
   rule TEXT, detail TEXT, words INTEGER, clean_words INTEGER,
   PRIMARY KEY(iteration, role, item, sample, attempt, step)) WITHOUT ROWID;
@@ -86,20 +93,24 @@ class Store:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._lock = threading.Lock()
+        self.reads: Callable[[int, str], Mapping[str, Any]] = lambda iteration, phase: {}
+        """What a phase reads of the settings; kept with the phase when it begins."""
+        self._lock = threading.RLock()
         try:
             self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=60)
             self._db.execute("PRAGMA journal_mode=WAL")
             # A commit survives the death of the process; only a power cut may lose the last ones.
             self._db.execute("PRAGMA synchronous=NORMAL")
-            self._db.executescript(_TABLES)
+            self._db.execute("CREATE TABLE IF NOT EXISTS meta(key TEXT PRIMARY KEY, value TEXT)")
+            found = self.meta("schema")
+            if found is None or int(found) == SCHEMA:
+                self._db.executescript(_TABLES)
         except sqlite3.DatabaseError as error:
             raise LengthenError(
                 f"{path} cannot be opened as a state file: {error}.",
                 why="another process is writing it, or the file is damaged",
                 fix="stop the other run; or restore the file from a copy; or delete it to begin anew",
             ) from error
-        found = self.meta("schema")
         if found is not None and int(found) != SCHEMA:
             raise LengthenError(
                 f"{path} was written with schema {found}; this version reads schema {SCHEMA}.",
@@ -111,8 +122,27 @@ class Store:
         self._db.close()
 
     # ------------------------------------------------------------------ plain access
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """All that is written inside becomes one transaction; inside of another one it joins that. What was written
+        before an error inside stays."""
+        with self._lock:
+            if self._db.in_transaction:
+                yield
+                return
+            self._execute("BEGIN", ())
+            try:
+                yield
+            finally:
+                if self._db.in_transaction:  # SQLite ends it by itself when the disk is full
+                    self._execute("COMMIT", ())
+
     def _write(self, sql: str, values: tuple[Any, ...]) -> None:
-        with self._lock, explain_disk(self.path):
+        with self._lock:
+            self._execute(sql, values)
+
+    def _execute(self, sql: str, values: tuple[Any, ...]) -> None:
+        with explain_disk(self.path):
             try:
                 self._db.execute(sql, values)
             except sqlite3.OperationalError as error:
@@ -138,34 +168,38 @@ class Store:
     def sending(self, key: Key, request: Request) -> None:
         """A request goes out (again, when it was lost in flight with an earlier process, or ended in an error)."""
         self._write(
-            "INSERT INTO requests(iteration,role,item,sample,attempt,step,request,sends,sent_at) "
+            "INSERT INTO asked(iteration,role,item,sample,attempt,step,request,sends,sent_at) "
             "VALUES(?,?,?,?,?,?,?,1,?) ON CONFLICT DO UPDATE SET sends=sends+1, sent_at=excluded.sent_at",
-            (*key.fields, json.dumps(asdict(request), ensure_ascii=False, default=str), time.time()),
+            (*key.fields, json.dumps(vars(request), ensure_ascii=False, default=str), time.time()),
         )
 
     def answered(self, key: Key, answer: Answer) -> None:
-        """An answer came. An error is recorded beside the request and leaves it open."""
-        if answer.finish_reason == "error":
-            self._write(
-                f"UPDATE requests SET errors=errors+1, error=?, seconds=? WHERE {_MATCH}",
-                ((answer.error or "")[:2000], answer.seconds, *key.fields),
-            )
-            return
-        self._write(
-            "UPDATE requests SET text=?, finish_reason=?, prompt_tokens=?, new_tokens=?, seconds=?, answered_at=? "
-            f"WHERE {_MATCH}",
-            (answer.text, answer.finish_reason, answer.prompt_tokens, answer.new_tokens, answer.seconds, time.time(),
-             *key.fields),
-        )  # fmt: skip
+        """An answer came; each of its tries on the wire counts as a send. An error is recorded beside the request and
+        leaves it open, unless no other try can mend it."""
+        with self.together():
+            if answer.tries > 1:
+                self._write(f"UPDATE asked SET sends=sends+? WHERE {_MATCH}", (answer.tries - 1, *key.fields))
+            if answer.finish_reason == "error":
+                self._write(
+                    f"UPDATE asked SET errors=errors+1, error=?, seconds=? WHERE {_MATCH}",
+                    ((answer.error or "")[:2000], answer.seconds, *key.fields),
+                )
+            if answer.final:
+                self._write(
+                    f"INSERT OR REPLACE INTO answers SELECT id, ?, ?, ?, ?, ?, ? FROM asked WHERE {_MATCH}",
+                    (time.time(), answer.text, answer.finish_reason, answer.prompt_tokens, answer.new_tokens,
+                     answer.seconds, *key.fields),
+                )  # fmt: skip
 
     def answer(self, key: Key) -> Answer | None:
         """The stored answer, or None when the request is still open."""
         rows = self.query(
-            f"SELECT text, finish_reason, prompt_tokens, new_tokens, seconds FROM requests WHERE {_MATCH} "
-            "AND finish_reason IS NOT NULL",
+            "SELECT text, finish_reason, prompt_tokens, new_tokens, answers.seconds, "
+            "CASE finish_reason WHEN 'error' THEN error END FROM asked "
+            f"JOIN answers USING (id) WHERE {_MATCH}",
             key.fields,
         )
-        return Answer(str(key), *rows[0], error=None) if rows else None
+        return Answer(str(key), *rows[0]) if rows else None
 
     def verdict(self, key: Key, rule: str, detail: str = "", words: int = 0, clean_words: int = 0) -> None:
         """Why an answer (or an instruction) goes on (rule "") or not."""
@@ -229,11 +263,36 @@ class Store:
         )
 
     def begin(self, iteration: int, phase: str) -> bool:
-        """Open a phase. Returns False when it has ended before."""
+        """Open a phase, and keep with it what it reads of the settings. Returns False when it has ended before."""
         rows = self.query("SELECT ended_at FROM phases WHERE iteration=? AND phase=?", (iteration, phase))
         if not rows:
-            self._write("INSERT INTO phases VALUES(?,?,?,NULL,'{}')", (iteration, phase, time.time()))
+            reads = json.dumps(self.reads(iteration, phase), ensure_ascii=False)
+            with self.together():
+                self._write("INSERT INTO phases VALUES(?,?,?,NULL,'{}')", (iteration, phase, time.time()))
+                self._write("INSERT OR REPLACE INTO used VALUES(?,?,?)", (iteration, phase, reads))
         return not (rows and rows[0][0])
+
+    def used(self) -> list[tuple[int, str, dict[str, Any], bool]]:
+        """(iteration, phase, what it read of the settings, whether it failed) of all phases that have begun."""
+        rows = self.query("SELECT iteration, phase, settings, info FROM phases JOIN used USING (iteration, phase) "
+                          "ORDER BY began_at, phases.rowid")  # fmt: skip
+        return [
+            (iteration, phase, json.loads(settings), bool(json.loads(info).get("failed")))
+            for iteration, phase, settings, info in rows
+        ]
+
+    def failed(self, iteration: int, phase: str) -> None:
+        """The phase ended without a result: with other settings it may be put away (`forget`)."""
+        self._write("UPDATE phases SET info='{\"failed\": true}' WHERE iteration=? AND phase=?", (iteration, phase))
+
+    def forget(self, iteration: int, phase: str) -> None:
+        """Put a phase away, with all that was asked and judged in the role of its name."""
+        where = "iteration=? AND role=?"
+        with self.together():
+            self._write("DELETE FROM phases WHERE iteration=? AND phase=?", (iteration, phase))
+            self._write(f"DELETE FROM answers WHERE id IN (SELECT id FROM asked WHERE {where})", (iteration, phase))
+            for table in ("asked", "verdicts", "outcomes"):
+                self._write(f"DELETE FROM {table} WHERE {where}", (iteration, phase))
 
     def end(self, iteration: int, phase: str, info: dict[str, Any]) -> None:
         self._write(
@@ -258,6 +317,13 @@ class Store:
         self._write(
             "INSERT OR REPLACE INTO rows VALUES(?,?,?)", (purpose, row["id"], json.dumps(row, ensure_ascii=False))
         )
+
+    def set_rows(self, purpose: str, rows: Iterable[dict[str, Any]]) -> None:
+        """These rows and no others for `purpose`."""
+        with self.together():
+            self._write("DELETE FROM rows WHERE purpose=?", (purpose,))
+            for row in rows:
+                self.add_row(purpose, row)
 
     def rows(self, purpose: str) -> Iterator[dict[str, Any]]:
         for (row,) in self.query("SELECT row FROM rows WHERE purpose=? ORDER BY id", (purpose,)):

@@ -19,7 +19,7 @@ def describe(path: Path) -> str:
         lines += _phases(db)
         lines += _requests(db)
         lines += _texts(db)
-        lines += _rejections(db)
+        lines += _rejections(path)
         lines += _measures(db)
         rows = db.execute("SELECT purpose, COUNT(*) FROM rows GROUP BY purpose ORDER BY 1").fetchall()
         if rows:
@@ -60,6 +60,12 @@ def rejections(path: Path, examples: int = 3) -> dict[str, Any]:
         for iteration, role, count, total in db.execute(
             "SELECT iteration, role, SUM(kept=0), COUNT(*) FROM outcomes WHERE kept IS NOT NULL GROUP BY 1, 2"
         ).fetchall():
+            # Kept out as `same_instruction`, which is counted under its own name.
+            count -= db.execute(
+                "SELECT COUNT(*) FROM verdicts v JOIN outcomes o USING (iteration, item, sample) WHERE v.iteration=? "
+                "AND v.role='select' AND v.rule='same_instruction' AND o.role=?",
+                (iteration, role),
+            ).fetchone()[0]
             if count:
                 rules.append(
                     {"iteration": iteration, "role": role, "rule": "not_selected", "about": RULES["not_selected"],
@@ -99,12 +105,11 @@ def _texts(db: sqlite3.Connection) -> list[str]:
     return lines
 
 
-def _rejections(db: sqlite3.Connection) -> list[str]:
-    lines = ["", "Rejected"]
-    for iteration, role, rule, count in db.execute(
-        "SELECT iteration, role, rule, COUNT(*) FROM verdicts WHERE rule!='' GROUP BY 1, 2, 3 ORDER BY 1, 2, 4 DESC"
-    ):
-        lines.append(f"  {iteration:>2} {role:<14}{rule:<20}{count:>8,}  {RULES.get(rule, '')}")
+def _rejections(path: Path) -> list[str]:
+    lines = ["", "Rejected, each rule with an example of what was found"]
+    for row in sorted(rejections(path, examples=1)["rules"], key=lambda one: one["iteration"]):
+        lines.append(f"  {row['iteration']:>2} {row['role']:<14}{row['rule']:<20}{row['count']:>8,}  {row['about']}")
+        lines += [f"{'':17}{' '.join(one['detail'].split())[:100]}" for one in row["examples"] if one["detail"].strip()]
     return lines if len(lines) > 2 else [*lines, "  nothing"]
 
 

@@ -20,12 +20,15 @@ from lengthen.recipe.stages.self_lengthen import RoleTraining
 from lengthen.selflengthen.checks import Verdict
 from lengthen.selflengthen.extend import damaged
 from lengthen.selflengthen.store import Key
-from lengthen.selflengthen.work import Work
+from lengthen.selflengthen.work import Work, user
 
 
-def chat_row(name: str, prompt: str, text: str, source: str, meta: dict[str, Any]) -> dict[str, Any]:
-    """A row of chat.jsonl; loss falls on the assistant's turn alone."""
-    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]
+def chat_row(
+    name: str, prompt: str, text: str, source: str, meta: dict[str, Any], system: str | None = None
+) -> dict[str, Any]:
+    """A row of chat.jsonl; loss falls on the assistant's turn alone. system: the message that the model is asked with,
+    so that it is trained as it is used."""
+    messages = [*user(prompt, system), {"role": "assistant", "content": text}]
     return {"id": name, "messages": messages, "source": source, "meta": meta}
 
 
@@ -44,15 +47,16 @@ def role_rows(work: Work, iteration: int, instructions: dict[str, tuple[str, str
             raise RuntimeError(f"an extension without its response: {outcome.item}")
         name = f"{iteration}-{outcome.item}-{outcome.sample}"
         meta = {"iteration": iteration, "language": language, "words": outcome.words, "from_words": response.words}
-        rows["generator"].append(chat_row(name, instruction, outcome.text, "self-lengthen", meta))
+        rows["generator"].append(
+            chat_row(name, instruction, outcome.text, "self-lengthen", meta, work.settings.respond.system)
+        )
         seed = derive_seed(work.seed, "damage", iteration, outcome.item, outcome.sample)
         outline = damaged(response.text, work.settings.training.keep_line, seed)
         prompt = work.wordings[language].render("extend", {"instruction": instruction, "outline": outline})
         rows["extender"].append(chat_row(name, prompt, outcome.text, "self-lengthen", meta))
     for role, made in rows.items():
         rows[role] = fitting(work, iteration, role, made)
-        for row in rows[role]:
-            work.store.add_row(f"{role}-{iteration}", row)
+        work.store.set_rows(f"{role}-{iteration}", rows[role])
     return rows
 
 
@@ -157,10 +161,18 @@ def _launched(
             fix=f"run the same command again, it goes on from the last checkpoint; by hand: {shlex.join(command)}",
         )
     manifest = read_json(stage / "manifest.json")
-    for name in ("metrics.jsonl", "checkpoints", "model"):
-        if (stage / name).exists():
-            os.replace(stage / name, folder / name)
+    take_over(stage, folder)
     return {"counts": manifest["counts"], "figures": manifest["figures"]}
+
+
+def take_over(stage: Path, folder: Path) -> None:
+    """Move what a launched training made into its folder, in place of what one inside this process had begun there."""
+    with explain_disk(folder):
+        for name in ("metrics.jsonl", "checkpoints", "model"):
+            if (stage / name).exists():
+                if (folder / name).is_dir():
+                    shutil.rmtree(folder / name)
+                os.replace(stage / name, folder / name)
 
 
 def keep_adapter(folder: Path, before: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import unicodedata
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,6 +15,7 @@ import jinja2
 
 from lengthen.common.errors import LengthenError, nearest
 from lengthen.common.files import read_json_lines
+from lengthen.common.words import is_cjk
 
 PACKAGED = Path(__file__).parent / "prompts"
 LANGUAGES = ("en", "zh")
@@ -26,6 +29,8 @@ PROMPTS = {
     "backtranslate": ("text",),
 }
 """Name of each prompt -> the slots it must use. A file is called NAME.LANGUAGE.jinja2."""
+PHRASES = ("opening", "closing", "refusal", "demands", "markers", "lengths", "append", "yes", "no", "labels")
+"""Keys of phrases.LANGUAGE.json."""
 
 
 @dataclass(frozen=True)
@@ -73,33 +78,72 @@ def wordings(languages: list[str], folder: str | None) -> dict[str, Wording]:
                     f"{file} does not use its slot {', '.join(missing)}.",
                     fix="write " + " and ".join("{{ " + slot + " }}" for slot in missing) + " where they belong",
                 )
+        _check_phrases(wording)
     return made
 
 
-def read_seeds(path: str, languages: list[str]) -> dict[str, list[str]]:
-    """Seed instructions of a file by language; without `language` a row belongs to the first language asked for.
+def _check_phrases(wording: Wording) -> None:
+    """Every key is there, and every length demand says what its kind says by the markers of the same file: with other
+    words no woven demand would ever be accepted."""
+    from lengthen.selflengthen.lengths import said_of
+
+    file = wording._file(f"phrases.{wording.language}.json")
+    missing = [key for key in PHRASES if key not in wording.phrases]
+    if missing:
+        raise LengthenError(f"{file} lacks {', '.join(missing)}.", fix="copy them from the packaged file of this name")
+    for kind, texts in wording.phrases["demands"].items():
+        for text in texts:
+            said = said_of(text.replace("{x}", "4000").replace("{y}", "5000"), wording)
+            if {one.kind for one in said} != {kind}:
+                raise LengthenError(
+                    f"{file}: the demand '{text}' of kind '{kind}' is not told from other kinds.",
+                    why=f"its markers say: {', '.join(one.kind for one in said) or 'none'}",
+                    fix=f"add its words to `markers`, `{kind}`",
+                )
+
+
+def language_of(text: str) -> str | None:
+    """`zh` or `en` by script; None for scripts that are neither Han nor Latin, and for Japanese, which has kana among
+    its Han signs. Other languages in Latin script count as `en`: a script tells no more."""
+    scripts = Counter(unicodedata.name(sign, "").split(" ")[0] for sign in text[:4000] if sign.isalpha())
+    total, kana = scripts.total(), scripts["HIRAGANA"] + scripts["KATAKANA"]
+    if 2 * (scripts["LATIN"] + scripts["FULLWIDTH"] + scripts["CJK"]) <= total or 10 * kana > total:
+        return None
+    return "zh" if is_cjk(text) else "en"
+
+
+def read_seeds(path: str, languages: list[str]) -> tuple[dict[str, list[str]], list[tuple[int, str]]]:
+    """Seed instructions of a file. A row without `language` is taken by its script.
+
+    Returns:
+        The seeds by language, and (row number, text) of those in a language that this run does not ask for.
 
     Raises:
         LengthenError: no file, no row, a row in a language that the loop does not speak, a language without seeds.
     """
     found: dict[str, list[str]] = {language: [] for language in languages}
+    others: list[tuple[int, str]] = []
     for number, row in enumerate(rows_of(path, "instruct.seeds"), 1):
-        language = row.get("language", languages[0])
+        text = prompt_of(row, path, number)
+        language = row.get("language") or language_of(text)
         if language not in LANGUAGES:
+            name = f"the language '{language}'" if language else "this script"
             raise LengthenError(
-                f"{path}, row {number}: seeds in the language '{language}' are not supported.",
+                f"{path}, row {number}: seeds in {name} are not supported: {text[:80]}",
                 why="prompts and checks exist for " + ", ".join(LANGUAGES),
-                fix=nearest(str(language), LANGUAGES),
+                fix=nearest(str(language), LANGUAGES) if language else "take the row out, or write its `language`",
             )
         if language in found:
-            found[language].append(prompt_of(row, path, number))
+            found[language].append(text)
+        else:
+            others.append((number, text))
     empty = [language for language, seeds in found.items() if not seeds]
     if empty:
         raise LengthenError(
             f"{path} holds no seed instruction in {', '.join(empty)}.",
             fix='add lines such as {"instruction": "...", "language": "' + empty[0] + '"}, or change `languages`',
         )
-    return found
+    return found, others
 
 
 def rows_of(path: str, key: str) -> list[dict[str, Any]]:

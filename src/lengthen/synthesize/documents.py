@@ -1,4 +1,4 @@
-"""Where documents for planted questions come from: files, folders, JSONL, parquet, Python packages."""
+"""Where documents to ask about come from: files, folders, JSONL, parquet, Python packages."""
 
 from __future__ import annotations
 
@@ -9,23 +9,33 @@ import json
 import os
 import re
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lengthen.common.errors import LengthenError
-from lengthen.synthesize.texts import Library, Text, clean, file_text, is_text
+from lengthen.synthesize.library import Library
+from lengthen.synthesize.texts import Text, clean, file_text, is_text
+from lengthen.synthesize.tokens import Counter
 
 _LEAST_BYTES = 400
 """Shorter files hold no place to plant anything."""
 
 
-def open_library(documents: Sequence[str]) -> Library:
-    """The documents named by a `questions` stage.
+def open_library(
+    documents: Sequence[str], counter: Counter, most_tokens: int, languages: Iterable[str] = ()
+) -> Library:
+    """The documents named by a `questions` or `instructions` stage, with enough text for its longest conversation.
 
     Raises:
-        LengthenError: a path that does not exist, a source without any text, a package that cannot be had.
+        LengthenError: a path that does not exist, a source without any text or with too little, a package that cannot
+            be had.
     """
-    return Library([_checked(name, _open(name)) for name in documents])
+    return Library(open_texts(documents), counter, most_tokens, languages)
+
+
+def open_texts(documents: Sequence[str]) -> list[tuple[str, list[Text]]]:
+    """Name and texts of each source; one that is named twice is drawn twice as often."""
+    return [(name, _checked(name, _open(name))) for name in documents]
 
 
 def _checked(name: str, texts: list[Text]) -> list[Text]:
@@ -108,6 +118,7 @@ def _json_line(path: str, offset: int) -> str:
 
 
 def _parquet(path: Path, id: str) -> list[Text]:
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(path)
@@ -118,9 +129,9 @@ def _parquet(path: Path, id: str) -> list[Text]:
         )
     texts = []
     for group in range(file.num_row_groups):
-        sizes = [len(text or "") for text in file.read_row_group(group, columns=["text"])["text"].to_pylist()]
+        sizes = pc.call_function("binary_length", [file.read_row_group(group, columns=["text"])["text"]]).to_pylist()
         for row, size in enumerate(sizes):
-            texts.append(Text(f"{id}:{group}:{row}", size, functools.partial(_parquet_row, str(path), group, row)))
+            texts.append(Text(f"{id}:{group}:{row}", size or 0, functools.partial(_parquet_row, str(path), group, row)))
     return texts
 
 

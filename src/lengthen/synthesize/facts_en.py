@@ -90,11 +90,31 @@ WORKED = (
     "Work it out; the last line must be the answer alone.",
 )
 SENTENCES = {
-    "single": ("The {kind} of {subject} is {answer}.", "As the text has it, the {kind} of {subject} is {answer}."),
-    "several": ("The values are {answer}.", "One after the other: {answer}."),
-    "two_hop": ("The {property} of the {holder} of {subject} is {answer}.", "Its {property} is {answer}."),
-    "order": ("The order is {answer}.", "From beginning to end: {answer}."),
-    "counting": ("The number of times is {answer}.", "Counted, the days are {answer}."),
+    "single": (
+        "The {kind} of {subject} is {answer}.",
+        "For {subject} the text gives the {kind} {answer}.",
+        "As the text has it, the {kind} of {subject} is {answer}.",
+    ),
+    "several": (
+        "The values are {answer}.",
+        "In the order of the question: {answer}.",
+        "One after the other: {answer}.",
+    ),
+    "two_hop": (
+        "The {property} of the {holder} of {subject} is {answer}.",
+        "That {holder} has a {property} of {answer}.",
+        "Its {property} is {answer}.",
+    ),
+    "order": (
+        "The order is {answer}.",
+        "The text mentions them like this: {answer}.",
+        "From beginning to end: {answer}.",
+    ),
+    "counting": (
+        "The number of times is {answer}.",
+        "The text says so this many times: {answer}.",
+        "Counted, the days are {answer}.",
+    ),
 }
 INTRODUCTION = (
     "",

@@ -76,11 +76,19 @@ WORKED = (
     "逐步推算，末行单独写出答案。",
 )
 SENTENCES = {
-    "single": ("{subject}的{kind}是{answer}。", "据文中所述，{subject}的{kind}为{answer}。"),
-    "several": ("各项的值是{answer}。", "依次为{answer}。"),
-    "two_hop": ("{subject}的{holder}的{property}是{answer}。", "其{property}为{answer}。"),
-    "order": ("顺序是{answer}。", "从前到后为{answer}。"),
-    "counting": ("次数是{answer}。", "共计天数{answer}。"),
+    "single": (
+        "{subject}的{kind}是{answer}。",
+        "文中{subject}的{kind}是{answer}。",
+        "据文中所述，{subject}的{kind}为{answer}。",
+    ),
+    "several": ("各项的值是{answer}。", "按问题的顺序，各值是{answer}。", "依次为{answer}。"),
+    "two_hop": (
+        "{subject}的{holder}的{property}是{answer}。",
+        "该{holder}的{property}是{answer}。",
+        "其{property}为{answer}。",
+    ),
+    "order": ("顺序是{answer}。", "文中提到的先后是{answer}。", "从前到后为{answer}。"),
+    "counting": ("次数是{answer}。", "文中说到的次数为{answer}。", "共计天数{answer}。"),
 }
 INTRODUCTION = ("", "", "请阅读以下文字。\n\n", "下文含有一些事实，请记住。\n\n", "请细读这段文字。\n\n")
 LIST, AND = ", ", "和"

@@ -3,7 +3,8 @@
 Tokenising a 100K-token table costs more than making it, so the whole conversation is tokenised once, at a number of
 rows foretold from a few; from there rows are added or taken off by their own counts. That is exact where the count of
 rows written together is the sum of their counts, which holds for every tokenizer that splits at line ends and is
-checked on the first rows of each table. Where it does not hold, every candidate is tokenised whole.
+checked on the first rows of each table. Where it does not hold, every candidate is tokenised whole, and once more with
+the row that comes next.
 """
 
 from __future__ import annotations
@@ -67,9 +68,11 @@ class Fit:
         total = self._whole(write, exact)
         base = total - self._tail(write, exact) if self.additive else 0
         for _ in range(8):
-            if total <= target < total + self._count(self.rows):
+            if total <= target < self._with_next(write, total):
                 return self.rows, total
-            self.rows = self._checked(self._moved(self.rows, target - total))
+            moved = self._moved(self.rows, target - total)
+            # A row may take fewer tokens in its place than by itself: then the next one fits although it seems not to.
+            self.rows = self._checked(moved + (moved == self.rows))
             if self.additive:
                 total = base + self._between(exact - _TAIL, self.rows - _TAIL) + self._tail(write, self.rows)
             else:
@@ -78,6 +81,12 @@ class Fit:
 
     def _whole(self, write: Write, rows: int) -> int:
         return self.counter.conversation(write(self.draft.context(rows), rows))
+
+    def _with_next(self, write: Write, total: int) -> int:
+        """Tokens of the same conversation with one more row."""
+        if self.additive:
+            return total + self._count(self.rows)
+        return self.counter.conversation(write(self.draft.context(self.rows + 1), self.rows))
 
     def _checked(self, rows: int) -> int:
         if rows < FEWEST_ROWS:

@@ -1,17 +1,19 @@
 """The `instructions` stage: a model asks about documents and answers itself (arXiv 2401.18058, section 3.1).
 
 For each conversation a document and one of four kinds of prompt are drawn; the writer lists questions; one is drawn;
-the writer answers it with the document before its eyes. The prompts' wording is ours. With `about: topics` everyday
-questions made by program take the place of the first call: short chats where none are at hand.
+the writer answers it with the document before its eyes. Prompts are in the document's language, their wording is ours.
+With `about: topics` everyday questions made by program take the place of the first call: short chats where none are at
+hand.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from bisect import bisect_right
+from collections import Counter as Tally
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from lengthen.common.errors import LengthenError
@@ -26,18 +28,22 @@ from lengthen.synthesize.documents import open_library
 from lengthen.synthesize.instruction_wording import ANSWER, ask_for_questions, topics
 from lengthen.synthesize.kept import fetch, keep, kept_file
 from lengthen.synthesize.lengths import log_uniform
-from lengthen.synthesize.texts import Library
+from lengthen.synthesize.library import Library
+from lengthen.synthesize.query import Redraw
 from lengthen.synthesize.tokens import Counter
 
 WORK = ".answers.jsonl"
-_CHARACTERS = 6.0  # a token has at most about so many in ordinary text
 _LINE = re.compile(r"^\s*(?:\*\*)?(?:Q(?:uestion)?\s*)?(\d+)\s*[.)、:：．]\s*(?:\*\*)?\s*(.+?)\s*(?:\*\*)?\s*$")
 _MOST_REPEATED = 0.2
 
 
 @dataclass(frozen=True)
 class Item:
-    """What one conversation is about. text: the document ("" for topics). question: given for topics only."""
+    """What one conversation is about.
+
+    text: the document ("" for topics). question: given for topics only. refused: the rule by which nothing is asked.
+    redrawn: documents that were drawn and put back, by rule.
+    """
 
     number: int
     language: str
@@ -46,6 +52,8 @@ class Item:
     documents: tuple[str, ...] = ()
     tokens: int = 0
     question: str = ""
+    refused: str = ""
+    redrawn: Mapping[str, int] = field(default_factory=dict)
 
 
 def write_instructions(settings: InstructionsStage, ctx: StageContext) -> StageResult:
@@ -55,7 +63,8 @@ def write_instructions(settings: InstructionsStage, ctx: StageContext) -> StageR
     rule. Answers of the default model to `topics` stay in the cache for the next recipe that asks for the same.
 
     Raises:
-        LengthenError: documents that are not there or too short, a writer that answers nothing at all.
+        LengthenError: documents that are not there or hold too little, before anything is asked; a writer that answers
+            nothing at all.
     """
     counter = Counter.of_model(settings.model)
     maker = Maker(settings, ctx.seed, counter)
@@ -65,6 +74,8 @@ def write_instructions(settings: InstructionsStage, ctx: StageContext) -> StageR
     reused = len(record) if kept is not None and kept.exists() else 0
     most = round(settings.count * settings.tries)
     done, drops, accepted = 0, Drops(), []
+    for documents in maker.library.left_out.values() if maker.library else ():
+        drops.add("source_in_other_language", documents)
     engine: Engine | None = None
     with ctx.progress("conversations", settings.count, "written") as bar:
         while len(accepted) < settings.count and done < most:
@@ -82,7 +93,7 @@ def write_instructions(settings: InstructionsStage, ctx: StageContext) -> StageR
     keep(ctx.folder / WORK, kept)
     lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in accepted]
     write_atomic(ctx.folder / "chat.jsonl", "".join(lines))
-    return _result(settings, accepted, drops, done, reused)
+    return _result(settings, maker, accepted, drops, done, reused)
 
 
 def _open(settings: InstructionsStage) -> Engine:
@@ -91,9 +102,9 @@ def _open(settings: InstructionsStage) -> Engine:
 
 
 def _result(
-    settings: InstructionsStage, accepted: list[dict[str, Any]], drops: Drops, asked: int, reused: int
+    settings: InstructionsStage, maker: Maker, accepted: list[dict[str, Any]], drops: Drops, asked: int, reused: int
 ) -> StageResult:
-    notes = []
+    notes = maker.notes
     if reused:
         notes.append(
             f"{reused:,} answers were at hand (kept in the cache, or from before an interruption), not asked anew"
@@ -106,32 +117,50 @@ def _result(
             f"None of {asked:,} conversations could be used.", why=f"refused: {told}",
             fix="use a stronger writer, or the `questions` stage, whose questions a program asks",
         )  # fmt: skip
-    kinds: dict[str, int] = {}
-    for sample in accepted:
-        kinds[sample["meta"]["kind"]] = kinds.get(sample["meta"]["kind"], 0) + 1
+    figures = {
+        f"{name}s": dict(sorted(Tally(sample["meta"][name] for sample in accepted).items()))
+        for name in ("kind", "language")
+    }
     counts = {"conversations": len(accepted), "asked": asked, "tokens": sum(s["meta"]["tokens"] for s in accepted)}
-    return StageResult(counts=counts, drops=drops.by_rule, figures={"kinds": dict(sorted(kinds.items()))}, notes=notes)
+    return StageResult(counts=counts, drops=drops.by_rule, figures=figures, notes=notes)
 
 
 class Maker:
     """Items by number, the same for the same settings, documents, tokenizer and seed."""
 
     def __init__(self, settings: InstructionsStage, seed: int, counter: Counter) -> None:
-        self.settings, self.seed, self.counter = settings, seed, counter
-        self.library: Library | None = open_library(settings.documents) if settings.about == "documents" else None
+        self.settings, self.seed = settings, seed
+        self.library: Library | None = None
+        self.languages: list[str] = list(settings.languages)
+        if settings.about == "documents":
+            self.library = open_library(settings.documents, counter, settings.max_tokens, settings.languages)
+            self.languages = [language for language in settings.languages if language in self.library.languages]
+
+    @property
+    def notes(self) -> list[str]:
+        """What the documents do not hold."""
+        missing = sorted(set(self.settings.languages) - set(self.languages))
+        notes = [f"The documents hold too little text in {language}: no conversation is in it" for language in missing]
+        if self.library is not None:
+            notes += [f"{name} was left out: too little text in languages" for name in self.library.left_out]
+        return notes
 
     def item(self, i: int) -> Item:
         rng = named_random(self.seed, "instruction", i)
-        language = rng.choice(self.settings.languages)
+        language = rng.choice(self.languages)
         if self.library is None:
             return Item(i, language, "topic", question=self._topic(language, i))
         kind = rng.choice(self.settings.prompts)
         target = log_uniform(self.settings.min_tokens, self.settings.max_tokens, self.seed, i)
-        stretch = self.library.draw(rng, int(_CHARACTERS * target))
-        ends = list(accumulate(self.counter.each(stretch.units)))
-        units = sum(end <= target for end in ends)
+        redrawn: Tally[str] = Tally()
+        try:
+            stretch = self.library.draw(rng, target, language, redrawn)
+        except Redraw as reason:
+            return Item(i, language, kind, refused=reason.rule, redrawn=redrawn)
+        units = bisect_right(stretch.ends, target) - 1
         text = "".join(stretch.units[:units]).strip()
-        return Item(i, language, kind, text, stretch.ids, ends[units - 1] if units else 0)
+        refused = "" if text else "no_document"
+        return Item(i, language, kind, text, stretch.ids, stretch.ends[units], refused=refused, redrawn=redrawn)
 
     def _topic(self, language: str, i: int) -> str:
         """Every question once before any comes again (its answer is then another draw)."""
@@ -195,7 +224,7 @@ def _batch(writer: Writer, items: list[Item], counter: Counter, drops: Drops) ->
         for item in items if item.text
     }  # fmt: skip
     listed = writer.answers("questions", prompts, settings.question_tokens)
-    refused: dict[int, str] = {item.number: "no_document" for item in items if not item.text and not item.question}
+    refused: dict[int, str] = {item.number: item.refused for item in items if item.refused}
     for i, answer in listed.items():
         questions = questions_in(answer.text, cut=answer.finish_reason == "length")
         if answer.finish_reason == "error":
@@ -208,6 +237,8 @@ def _batch(writer: Writer, items: list[Item], counter: Counter, drops: Drops) ->
              for item in items if item.number in chosen}  # fmt: skip
     replies = writer.answers("answer", asked, settings.answer_tokens)
     for item in items:
+        for rule, times in item.redrawn.items():
+            drops.add(f"redrawn:{rule}", times)
         rule = refused.get(item.number) or refusal(replies[item.number], chosen[item.number], settings)
         if rule:
             drops.add(rule)

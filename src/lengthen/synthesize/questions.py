@@ -8,7 +8,6 @@ from collections import Counter as Tally
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from typing import Any
 
 from lengthen.common.errors import LengthenError
@@ -18,15 +17,13 @@ from lengthen.recipe.stages.questions import QuestionsStage
 from lengthen.synthesize.documents import open_library
 from lengthen.synthesize.facts import Fact, Puzzle, Teller, draw_puzzle, further_puzzles, planted_answer, recompute
 from lengthen.synthesize.lengths import decile_of, log_uniform
+from lengthen.synthesize.library import Library, Stretch
 from lengthen.synthesize.query import Redraw
-from lengthen.synthesize.texts import Library, Stretch
 from lengthen.synthesize.tokens import Counter, Message
 from lengthen.synthesize.writer import Build, write_chat
 
 ATTEMPTS = 40
 _FEWEST_UNITS = 2
-_SHORTEST_TOKEN = 6.0
-"""Characters per token that no tokenizer exceeds on ordinary text by much; how much text is read at first."""
 
 
 def write_questions(settings: QuestionsStage, ctx: StageContext) -> StageResult:
@@ -38,14 +35,16 @@ def write_questions(settings: QuestionsStage, ctx: StageContext) -> StageResult:
     Raises:
         LengthenError: documents that are not there or hold too little text; a length too short for the facts.
     """
-    counter, library = Counter.of_model(settings.model), open_library(settings.documents)
+    counter = Counter.of_model(settings.model)
+    library = open_library(settings.documents, counter, settings.max_tokens)
     # The shortest conversations fail first; find that out now and not after an hour.
     build(settings, counter, library, ctx.seed, 0, target=settings.min_tokens)
     return write_chat(ctx, settings.count, settings.workers, _builder, settings, ctx.seed)
 
 
 def _builder(settings: QuestionsStage, seed: int) -> Build:
-    return partial(build, settings, Counter.of_model(settings.model), open_library(settings.documents), seed)
+    counter = Counter.of_model(settings.model)
+    return partial(build, settings, counter, open_library(settings.documents, counter, settings.max_tokens), seed)
 
 
 def build(
@@ -75,15 +74,18 @@ def build(
 
 @dataclass(frozen=True)
 class Draft:
-    """Text, the facts with their depths (0..1, ascending), and the tokens of the first n units in `ends[n]`."""
+    """Text, and the facts with their depths (0..1, ascending)."""
 
     language: str
     stretch: Stretch
     puzzle: Puzzle
     placed: list[tuple[float, Fact]]
-    ends: list[int]
     introduction: str
     question_first: bool
+
+    @property
+    def ends(self) -> list[int]:
+        return self.stretch.ends
 
     def places(self, units: int) -> list[int]:
         """Before which unit each fact stands when the text has so many."""
@@ -119,7 +121,7 @@ def _attempt(
     teller = Teller(rng.choice(settings.languages), settings.split, rng, (settings.min_digits, settings.max_digits))
     task = rng.choice(settings.tasks)
     puzzle = draw_puzzle(teller, task, rng.randint(settings.min_facts, settings.max_facts))
-    draft = _draft(settings, counter, library, teller, puzzle, target, decile)
+    draft = _draft(settings, library, teller, puzzle, target, decile)
     in_order = [fact for _, fact in draft.placed]
     puzzles = [puzzle]
     if settings.turns > 1:
@@ -173,23 +175,16 @@ def _turn(settings: QuestionsStage, teller: Teller, puzzle: Puzzle, in_order: Se
 
 
 def _draft(
-    settings: QuestionsStage,
-    counter: Counter,
-    library: Library,
-    teller: Teller,
-    puzzle: Puzzle,
-    target: int,
-    decile: int,
+    settings: QuestionsStage, library: Library, teller: Teller, puzzle: Puzzle, target: int, decile: int
 ) -> Draft:
     rng = teller.rng
     # The first asked fact stands in the decile that is due, with room at both ends for the depth to round.
     depths = [(decile + rng.uniform(0.1, 0.9)) / 10, *(rng.random() for _ in puzzle.facts[1:])]
     placed = sorted(zip(depths, puzzle.facts), key=lambda pair: pair[0])
-    stretch = library.draw(rng, int(_SHORTEST_TOKEN * target))
-    ends = [0, *accumulate(counter.each(stretch.units))]
+    stretch = library.draw(rng, target)
     introduction = teller.pick("INTRODUCTION")
     first = rng.random() < settings.question_first
-    return Draft(teller.language, stretch, puzzle, placed, ends, introduction, first)
+    return Draft(teller.language, stretch, puzzle, placed, introduction, first)
 
 
 def _answer(

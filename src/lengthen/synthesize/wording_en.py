@@ -166,41 +166,128 @@ QUESTIONS["absent"] = QUESTIONS["cell"]
 ALL_ROWS = ("all rows", "the whole table", "every row there is")
 SOME_ROWS = ("the rows where {where}", "those rows in which {where}", "just the rows for which {where}")
 SENTENCES = {
-    "cell": ("The {column} of {key} is {answer}.", "The {column} listed for {key} is {answer}."),
-    "row": ("The values of {key} are: {answer}.", "For {key} the row reads: {answer}."),
-    "match": ("The rows that match are: {answer}.", "Matching rows: {answer}."),
-    "kth": ("The {title} in row {k} is {answer}.", "Row {k} holds the {title} {answer}."),
-    "neighbour": ("The {title} directly {side} {key} is {answer}.", "Right {side} {key} we find {answer}."),
-    "absent": ("{key} is {answer}.", "An entry {key} is {answer}."),
-    "difference": ("The difference in {column} is {answer}.", "In {column} they are apart by {answer}."),
-    "sum": ("The sum of the {column} is {answer}.", "In {column}, together they make {answer}."),
-    "ratio": ("The ratio of the {column} is {answer}.", "Divided, the {column} gives {answer}."),
-    "compare": ("The one with the {most} {column} is {answer}.", "In {column}, the {most} is that of {answer}."),
+    "cell": (
+        "The {column} of {key} is {answer}.",
+        "The entry of {key} under {column} is {answer}.",
+        "The {column} listed for {key} is {answer}.",
+    ),
+    "row": (
+        "The values of {key} are: {answer}.",
+        "Row {key} holds, from left to right: {answer}.",
+        "For {key} the row reads: {answer}.",
+    ),
+    "match": ("The rows that match are: {answer}.", "This holds for: {answer}.", "Matching rows: {answer}."),
+    "kth": (
+        "The {title} in row {k} is {answer}.",
+        "In data row {k} stands {answer}.",
+        "Row {k} holds the {title} {answer}.",
+    ),
+    "neighbour": (
+        "The {title} directly {side} {key} is {answer}.",
+        "In the row {side} {key} stands {answer}.",
+        "Right {side} {key} we find {answer}.",
+    ),
+    "absent": ("{key} is {answer}.", "As to {key}, it is {answer}.", "An entry {key} is {answer}."),
+    "difference": (
+        "The difference in {column} is {answer}.",
+        "They differ in {column} by {answer}.",
+        "In {column} they are apart by {answer}.",
+    ),
+    "sum": (
+        "The sum of the {column} is {answer}.",
+        "Added up, the {column} comes to {answer}.",
+        "In {column}, together they make {answer}.",
+    ),
+    "ratio": (
+        "The ratio of the {column} is {answer}.",
+        "One {column} divided by the other is {answer}.",
+        "Divided, the {column} gives {answer}.",
+    ),
+    "compare": (
+        "The one with the {most} {column} is {answer}.",
+        "The {most} {column} belongs to {answer}.",
+        "In {column}, the {most} is that of {answer}.",
+    ),
     "two_hop": (
         "The {column} of the row that {key} names is {answer}.",
+        "{key} leads to a row whose {column} is {answer}.",
         "From {key} we come to the {column} {answer}.",
     ),
-    "filter_lookup": ("The {column} of that row is {answer}.", "That row has the {column} {answer}."),
-    "date_difference": ("The number of days between them is {answer}.", "Counted in days they are apart by {answer}."),
-    "join": ("The {linked} of the {by} of {key} is {answer}.", "For {key}, its {by} has the {linked} {answer}."),
-    "count": ("The number of rows is {answer}.", "Counted, the rows come to {answer}."),
-    "total": ("The total of {column} is {answer}.", "Summed up, {column} comes to {answer}."),
-    "mean": ("The mean {column} is {answer}.", "On average {column} is {answer}."),
-    "extreme": ("The {most} {column} and its row are: {answer}.", "{column} is {most} here: {answer}."),
-    "mode": ("The most frequent {column} is {answer}.", "Most rows share the {column} {answer}."),
+    "filter_lookup": (
+        "The {column} of that row is {answer}.",
+        "In that row the {column} is {answer}.",
+        "That row has the {column} {answer}.",
+    ),
+    "date_difference": (
+        "The number of days between them is {answer}.",
+        "Between the two dates lie this many days: {answer}.",
+        "Counted in days they are apart by {answer}.",
+    ),
+    "join": (
+        "The {linked} of the {by} of {key} is {answer}.",
+        "By way of its {by}, {key} has the {linked} {answer}.",
+        "For {key}, its {by} has the {linked} {answer}.",
+    ),
+    "count": (
+        "The number of rows is {answer}.",
+        "So many rows match: {answer}.",
+        "Counted, the rows come to {answer}.",
+    ),
+    "total": (
+        "The total of {column} is {answer}.",
+        "Added up, {column} makes {answer}.",
+        "Summed up, {column} comes to {answer}.",
+    ),
+    "mean": (
+        "The mean {column} is {answer}.",
+        "The average of {column} is {answer}.",
+        "On average {column} is {answer}.",
+    ),
+    "extreme": (
+        "The {most} {column} and its row are: {answer}.",
+        "The {most} value of {column}, and where it stands: {answer}.",
+        "{column} is {most} here: {answer}.",
+    ),
+    "mode": (
+        "The most frequent {column} is {answer}.",
+        "The {column} that comes up most often is {answer}.",
+        "Most rows share the {column} {answer}.",
+    ),
     "group_best": (
         "The {by} with the {most} total {column}, and the total: {answer}.",
+        "Grouped by {by}, {column} has its {most} sum here: {answer}.",
         "Here the sum is {most}: {answer}.",
     ),
-    "top_k": ("The {k} rows with the {most} {column} are: {answer}.", "Ranked by {column}: {answer}."),
-    "distinct": ("The number of different values of {column} is {answer}.", "Distinct values of {column}: {answer}."),
+    "top_k": (
+        "The {k} rows with the {most} {column} are: {answer}.",
+        "With the {most} {column}, in order of rank: {answer}.",
+        "Ranked by {column}: {answer}.",
+    ),
+    "distinct": (
+        "The number of different values of {column} is {answer}.",
+        "Under {column}, the different values number {answer}.",
+        "Distinct values of {column}: {answer}.",
+    ),
     "duplicates": (
         "The values of {column} that occur more than once are: {answer}.",
+        "More than once under {column} we find: {answer}.",
         "Repeated under {column}: {answer}.",
     ),
-    "sorted": ("Is {column} in {order} order: {answer}.", "Does {column} run in {order} order: {answer}."),
-    "join_count": ("The number of rows is {answer}.", "Counted, the rows come to {answer}."),
-    "join_total": ("The total of {column} is {answer}.", "Summed up, {column} comes to {answer}."),
+    "sorted": (
+        "Is {column} in {order} order: {answer}.",
+        "Whether {column} is in {order} order: {answer}.",
+        "Does {column} run in {order} order: {answer}.",
+    ),
+    "join_count": (
+        "The number of rows is {answer}.",
+        "So many rows belong to it: {answer}.",
+        "Counted, the rows come to {answer}.",
+    ),
+    "join_total": (
+        "The total of {column} is {answer}.",
+        "Over those rows, {column} adds up to {answer}.",
+        "Summed up, {column} comes to {answer}.",
+    ),
 }
 STEPS = {
     "look": "{1} of {0}: {2}",

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from lengthen.common.errors import LengthenError
-from lengthen.common.seeds import derive_seed
+from lengthen.common.seeds import derive_seed, named_random
 
 Batching = Literal["balanced", "sorted", "random"]
 Pick = tuple[int, int]
@@ -39,7 +39,10 @@ class StepPlan:
         costs: work of each row (sum of squared document lengths).
         lengths: tokens of each row, for `sorted`.
         batch_rows: rows per optimizer step; a multiple of dp_size x micro_rows.
-        batching: see `TrainStage.batching`.
+        batching: see `TrainStage.batching`. The rows of a step are the same for any number of ranks.
+
+    Raises:
+        LengthenError: no rows; a batch that the ranks cannot share out, or that `sorted` could gather nothing in.
     """
 
     def __init__(
@@ -60,6 +63,12 @@ class StepPlan:
                 f"batch_rows {batch_rows} is no multiple of {dp_size} data-parallel ranks x micro_batch {micro_rows}.",
                 fix=f"use {-(-batch_rows // (dp_size * micro_rows)) * dp_size * micro_rows}",
             )
+        if batching == "sorted" and batch_rows == 1:
+            raise LengthenError(
+                "batching: sorted has no effect with one row a step (batch_rows is 1).",
+                why="it puts rows of like length into one step",
+                fix="set batch_rows to 2 or more, or batching to balanced",
+            )
         self.costs, self.lengths = np.asarray(costs, dtype=np.float64), np.asarray(lengths)
         self.batch_rows, self.micro_rows, self.dp_size = batch_rows, micro_rows, dp_size
         self.batching, self.seed = batching, seed
@@ -76,17 +85,19 @@ class StepPlan:
 
         balanced: micro-batches of nearly equal cost stand side by side, so that ranks that wait for each other at
         every micro-step wait little (ProLong, arXiv 2410.02660, Table 15: +11.7% tokens/s), and ranks take turns in
-        getting the dearer one.
+        getting the dearer one. sorted: from the shortest row to the longest, so that what runs at once is alike.
         """
         picks, size = self.rows(step), self.micro_rows
         if self.batching == "balanced":
             groups = self._fill(picks)
         else:
+            if self.batching == "sorted":
+                picks.sort(key=lambda pick: (self.lengths[pick[0]], pick[1]))
             groups = [picks[i : i + size] for i in range(0, len(picks), size)]
         found = []
         for k in range(self.accumulation):
             side = groups[k * self.dp_size : (k + 1) * self.dp_size]
-            found.append(side[::-1] if self.batching == "balanced" and k % 2 else side)
+            found.append(side[::-1] if self.batching != "random" and k % 2 else side)
         return found
 
     def imbalance(self, step: int) -> float:
@@ -119,20 +130,35 @@ class StepPlan:
             rng = np.random.default_rng(derive_seed(self.seed, "rows", epoch))
             order = rng.permutation(len(self.costs))
             if self.batching == "sorted":
-                order = self._sorted_groups(order, rng)
+                order = self._sorted_steps(epoch, order, rng)
             # A step spans at most a few epochs, and old ones do not come back.
             self._orders = {k: v for k, v in self._orders.items() if k >= epoch - 1}
             self._orders[epoch] = order
         return self._orders[epoch]
 
-    def _sorted_groups(self, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """LongAlign's sorted batching (arXiv 2401.18058, section 3.2): groups of neighbours in length, the groups in
-        random order. Its incomplete last group, which the original drops, stays last."""
-        size = self.dp_size * self.micro_rows
+    def _sorted_steps(self, epoch: int, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """LongAlign's sorted batching (arXiv 2401.18058, section 3.2): each step takes neighbours in length, the steps
+        come in random order.
+
+        The published code takes neighbours for one row per GPU only and drops the remainder. Here the group is the
+        step's: its rows must not depend on the number of ranks, and one process with one row at a time has groups too.
+        A step that begins in one epoch and ends in the next takes its rows from one place among the lengths of both.
+        """
+        size, count = self.batch_rows, len(order)
         order = order[np.argsort(self.lengths[order], kind="stable")]
-        whole = len(order) // size
-        groups = order[: whole * size].reshape(whole, size)[rng.permutation(whole)]
-        return np.concatenate([groups.reshape(-1), order[whole * size :]])
+        begun = -epoch * count % size
+        if begun >= count:
+            return order
+        first, order = self._neighbours(order, begun, epoch)
+        last, order = self._neighbours(order, len(order) % size, epoch + 1)
+        steps = rng.permutation(order.reshape(-1, size))
+        return np.concatenate([first, steps.reshape(-1), last])
+
+    def _neighbours(self, order: np.ndarray, count: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """(`count` rows that stand side by side, the others); the place is drawn for the beginning of an epoch."""
+        place = named_random(self.seed, "shared step", epoch).random()
+        begin = int(place * (len(order) - count + 1))
+        return order[begin : begin + count], np.delete(order, slice(begin, begin + count))
 
 
 class MicroBatches:

@@ -10,6 +10,10 @@ from lengthen.recipe.base import Derived, ModelFacts, Settings, Size, StageSetti
 from lengthen.recipe.rope import RopeSettings
 
 Samples = int | dict[Size, int]
+# Options of suites that name files of the user's.
+_FILES = (
+    "data", "demos", "documents", "hotpotqa", "labelled", "longbench_write", "longen", "prompts", "squad",
+)  # fmt: skip
 
 
 class SuiteSettings(Settings):
@@ -141,10 +145,10 @@ class EvaluateStage(StageSettings):
     def external_inputs(self) -> list[str]:
         found = [self.haystack] if self.haystack not in ("essays", "noise") else []
         found += [self.tokenizer] if self.tokenizer else []
-        options = [value for suite in self.suites for value in suite.options.values()]
-        listed = [part for value in options for part in _parts(value)]
-        # Options name files of texts and prompts; only what exists as a path is hashed.
-        return [*super().external_inputs(), *found, *(v for v in listed if isinstance(v, str) and "/" in v)]
+        options = [(key, part) for s in self.suites for key, value in s.options.items() for part in _parts(value)]
+        # Options name files of texts and prompts, and models; only what exists as a path is hashed.
+        listed = [v for key, v in options if isinstance(v, str) and (key in _FILES or "/" in v) and v != "essays"]
+        return [*super().external_inputs(), *found, *listed]
 
     def growing(self) -> set[str]:
         return {"suites", "lengths", "samples"}

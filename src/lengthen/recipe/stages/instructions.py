@@ -41,7 +41,10 @@ class InstructionsStage(StageSettings):
     min_tokens: Size = Field(default=8192, ge=32, description="Shortest document, in tokens.")
     max_tokens: Size = Field(default=65_536, ge=32, description="Longest document; lengths are log-uniform.")
     languages: list[Literal["en", "zh"]] = Field(
-        default=["en"], min_length=1, description="Language of the prompts, drawn; repeat one to draw it more often."
+        default=["en"],
+        min_length=1,
+        description="Languages, drawn; repeat one to draw it more often. The prompt is in the document's own language, "
+        "and documents in other languages are left out and counted.",
     )
     prompts: list[Prompt] = Field(
         default=["general", "summary", "reasoning", "extraction"],

@@ -11,7 +11,8 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from lengthen.recipe.base import Derived, ModelFacts, Settings, Size, StageSettings
-from lengthen.recipe.stages.evaluate import EvaluateStage
+from lengthen.recipe.stages.evaluate import EvaluateStage, SuiteSettings, samples_at
+from lengthen.recipe.stages.self_lengthen_unread import unread
 
 Language = Literal["en", "zh"]
 
@@ -43,7 +44,7 @@ class Instruct(Settings):
     shown: int = Field(default=2, ge=1)
     """Examples shown; the next one is completed."""
     block: int = Field(default=500, gt=0)
-    """Accepted instructions join the examples after each block of this many."""
+    """Instructions that passed join the examples of later blocks of so many (serve.in_flight, where that is more)."""
     grow: bool = True
     """Examples come from seeds and earlier blocks (the Qwen tree); false: from the seeds alone (the Llama tree)."""
     judge: bool = True
@@ -54,7 +55,8 @@ class Instruct(Settings):
     below_words: int = 500
     tries: int = Field(default=10, ge=1)
     candidates_per_instruction: float = Field(default=3.0, ge=1.0)
-    """Candidates at most, per instruction wanted; with fewer accepted by then the loop goes on with those (ours)."""
+    """Candidates at most, per instruction wanted; with fewer accepted by then the loop goes on with those, which is
+    noted (ours). With under 2% accepted of the first 100 (or twice serve.in_flight) it stops."""
     near_duplicate: float = Field(default=0.7, gt=0.0, le=1.0)
     """ROUGE-L (F) from which two instructions are the same (Self-Instruct, arXiv 2212.10560; the original has none)."""
     evaluation_prompts: list[str] = Field(default_factory=list)
@@ -118,7 +120,9 @@ class Retry(Settings):
     cut_tries: int = Field(default=1, ge=0)
     penalty_step: float = Field(default=0.05, ge=0.0)
     error_tries: int = Field(default=3, ge=1)
-    """How often a request that ended in an error is sent again before its try counts as failed."""
+    """How often a request that ends in an error is given to the endpoint before its try counts as failed. Each time it
+    may go out up to six times, with growing pauses, after 429, 5xx, a lost connection or garbage; a time-out ends it at
+    once. Every try on the wire is counted (`resent`)."""
 
 
 class Select(Settings):
@@ -141,6 +145,9 @@ class Constraints(Settings):
     high: int | Literal["auto"] = 8000
     step: int | Literal["auto"] = 1000
     """Numbers are multiples of this. auto (for all three): from the lengths that the model writes."""
+    without_band: Literal["bare", "drop"] = "bare"
+    """What becomes of a text that no band holds: bare keeps it with its bare instruction, so that the longest texts are
+    not lost; drop leaves it out, as the original. It is counted either way."""
     double_step: float = Field(default=0.2, ge=0.0, le=1.0)
     """Probability of twice the step."""
     kinds: dict[Literal["about", "range", "above", "below"], float] = Field(
@@ -228,6 +235,8 @@ class Serve(Settings):
     slowest_tokens_per_second: float = Field(default=2.0, gt=0)
     """A request may take base_seconds + max_new_tokens / this many seconds: no text is dropped for being long."""
     base_seconds: float = Field(default=120, gt=0)
+    key: str = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the endpoint's key; local servers need none."""
 
 
 class SelfLengthenStage(StageSettings):
@@ -260,9 +269,14 @@ class SelfLengthenStage(StageSettings):
     final: Final = Field(default_factory=Final)
     held_out: HeldOut = Field(default_factory=HeldOut)
     serve: Serve = Field(default_factory=Serve)
+    template_options: dict[str, bool | int | str] = Field(default_factory=dict)
+    """Variables of the chat template, as in `evaluate`: {enable_thinking: false} for a model that thinks aloud. They go
+    to the in-process engine and to an endpoint (chat_template_kwargs), and change answers, so they are no part of
+    `serve`, which may change between two calls."""
     evaluate: dict | None = None
     """Settings of an `evaluate` stage (suites: [longform]), run on the starting model, on the Generator after each
-    macro-iteration and on the final model, inside this process. Its prompt files count as evaluation prompts."""
+    macro-iteration and on the final model, inside this process. Its prompt files count as evaluation prompts; where
+    longform's task `prompts` names no file, it asks the held-out prompts."""
 
     @model_validator(mode="after")
     def _needs(self) -> SelfLengthenStage:
@@ -273,13 +287,34 @@ class SelfLengthenStage(StageSettings):
         remote = bool(self.serve.endpoint) or self.serve.start_vllm
         if remote and self.method == "self-lengthen" and self.training.lora_rank == 0:
             raise ValueError("training.lora_rank 0 trains all weights, and an endpoint serves adapters: give it a rank")
-        if self.evaluate is not None:
-            self.evaluation("default")  # a mistake shows now, not after the first training
+        # A mistake shows now, not after the first training.
+        if self.evaluate is not None and self.asks_held_out(self.evaluation("default")) and not self.held_out.count:
+            raise ValueError("evaluate asks the held-out prompts (longform's task prompts), and held_out.count is 0")
+        if problem := unread(self):
+            raise ValueError(problem)
         return self
 
-    def evaluation(self, model: str) -> EvaluateStage:
-        """The `evaluate` stage of a model."""
-        return EvaluateStage.model_validate({**(self.evaluate or {}), "kind": "evaluate", "model": model})
+    @property
+    def trainings(self) -> int:
+        """Trainings of the Generator before the final one."""
+        return self.iterations if self.method == "self-lengthen" else 0
+
+    def evaluation(self, model: str, held_out: str | None = None) -> EvaluateStage:
+        """The `evaluate` stage of a model. held_out: file for longform's task `prompts` where it names none."""
+        plain = {"template_options": self.template_options, **(self.evaluate or {}), "kind": "evaluate", "model": model}
+        stage = EvaluateStage.model_validate(plain)
+        if held_out is None or not self.asks_held_out(stage):
+            return stage
+        suites = [
+            suite.model_copy(update={"options": {**suite.options, "prompts": held_out}}) if _own(suite) else suite
+            for suite in stage.suites
+        ]
+        return stage.model_copy(update={"suites": suites})
+
+    @staticmethod
+    def asks_held_out(stage: EvaluateStage) -> bool:
+        """Whether an evaluation needs the file of the held-out prompts."""
+        return any(map(_own, stage.suites))
 
     def evaluation_files(self) -> list[str]:
         """Files of prompts that no instruction may come near to: `instruct.evaluation_prompts`, and those of
@@ -302,6 +337,18 @@ class SelfLengthenStage(StageSettings):
         """Who serves the model changes no result that counts."""
         return {"serve"}
 
+    def growing(self) -> set[str]:
+        """All that the loop itself watches over: it refuses by name what a phase has read (selflengthen/locks.py)."""
+        return {
+            "iterations", "instruct", "respond", "extend", "sampling", "checks", "retry", "select", "constraints",
+            "training", "final", "held_out", "evaluate",
+        }  # fmt: skip
+
+    def growing_inputs(self) -> set[str]:
+        files = [self.instruct.file, self.instruct.seeds, *self.evaluation_files(), self.held_out.file]
+        named = [path for path in (*files, self.training.replay) if path]
+        return {path.split("/", 1)[0] if path.startswith("@") else path for path in named}
+
     def cost(self) -> float:
         kept = kept_share(self.select.strength, self.select.power) if self.select.enabled else 1.0
         # About one and a half tries for an answer; extensions live from rejection (two or three tries of two texts).
@@ -310,7 +357,15 @@ class SelfLengthenStage(StageSettings):
         final = self.final.count * self.final.samples * min(self.respond.tries, 1.5)
         texts = (answers + extensions) * self.iterations + final + self.held_out.count * (self.iterations + 2)
         # A text of the embedded model: some 800 tokens, at 150 tokens/s in batches on two cores.
-        return 60.0 + 5.3 * texts
+        return 60.0 + 5.3 * texts + (self.trainings + 1 + self.final.train) * self._evaluation_cost()
+
+    def _evaluation_cost(self) -> float:
+        if self.evaluate is None:
+            return 0.0
+        stage = self.evaluation("default")
+        long = [suite for suite in stage.suites if suite.suite == "longform"]
+        counts = [samples_at(s.samples if s.samples is not None else stage.samples, stage.lengths[0]) for s in long]
+        return stage.cost() + 5.3 * sum(count * len(s.tasks or [1, 2]) for count, s in zip(counts, long))
 
     def derived(self, facts: ModelFacts | None) -> list[Derived]:
         found: list[Derived] = []
@@ -330,6 +385,11 @@ class SelfLengthenStage(StageSettings):
     def _most_rows(self, rows: float) -> float:
         each = self.extend.per_instruction
         return rows if each is None else min(rows, self.instruct.count * each)
+
+
+def _own(suite: SuiteSettings) -> bool:
+    """longform with prompts of one's own that are not named."""
+    return suite.suite == "longform" and "prompts" in (suite.tasks or ()) and not suite.options.get("prompts")
 
 
 def kept_share(strength: float, power: float) -> float:

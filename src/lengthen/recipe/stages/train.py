@@ -90,8 +90,9 @@ class TrainStage(StageSettings):
     micro_batch: int = Field(default=1, ge=1, description="Rows that one rank passes through the model at once.")
     batching: Literal["balanced", "sorted", "random"] = Field(
         default="balanced",
-        description="balanced: rows of a step are shared out by the sum of squared document lengths. sorted: "
-        "LongAlign's groups of similar length (arXiv 2401.18058). random: as they come.",
+        description="balanced: rows of a step are shared out by the sum of squared document lengths. sorted: each "
+        "step takes rows of like length, the steps in random order (LongAlign's alternative to packing, arXiv "
+        "2401.18058: for rows of packing none, with batch_rows above 1). random: as they come.",
     )
     loss: Literal["token", "sequence", "pack"] = Field(
         default="token",
@@ -155,6 +156,11 @@ class TrainStage(StageSettings):
             raise ValueError("give only one of steps, tokens, epochs")
         if self.batch_rows is not None and self.batch_tokens is not None:
             raise ValueError("give only one of batch_rows, batch_tokens")
+        if self.batching == "sorted" and self.batch_rows == 1:
+            raise ValueError(
+                "batching sorted has no effect with batch_rows 1, since it puts rows of like length into one step; "
+                "raise batch_rows, or use balanced"
+            )
         if self.keep_after > self.keep:
             raise ValueError(f"keep_after {self.keep_after} is more than keep {self.keep}")
         if self.warmup >= 1 and self.warmup != int(self.warmup):
