@@ -23,7 +23,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from lengthen.common import dist, progress
-from lengthen.common.errors import LengthenError, nearest
+from lengthen.common.errors import LengthenError, Refused, nearest
 from lengthen.common.files import explain_disk, read_json, sha256_tree, write_atomic
 from lengthen.common.manifest import (
     MANIFEST,
@@ -167,11 +167,12 @@ def _stage(
 ) -> None:
     folder = run / "stages" / stage.name
     mark, stem = marks(stage, recipe, run)
-    state, why = _state(folder, _manifest(folder), mark, stem)
+    before = _manifest(folder)
+    state, why = _state(folder, before, mark, stem)
     if folder.exists() and (state == "changed" or (redo and state != "new")):
         aside = _put_aside(folder)
         say(f"{title}: {'asked for anew' if redo else why}; what was there is kept in {aside.name}")
-        state = "new"
+        state, before = "new", None
     if state == "done":
         say(f"{title}: done before, skipped")
         launch.tell(stage.name, "skip")
@@ -186,8 +187,13 @@ def _stage(
     write_manifest(folder, {**head, "status": "running"})
     launch.tell(stage.name, "run")
     reset_peak_memory()
-    with explain_disk(folder), Stopwatch(folder) as watch:
-        result: StageResult = stage_function(stage.kind)(stage.resolved(_folders(recipe, run)), context)
+    try:
+        with explain_disk(folder), Stopwatch(folder) as watch:
+            result: StageResult = stage_function(stage.kind)(stage.resolved(_folders(recipe, run)), context)
+    except Refused:
+        if before is not None:
+            write_manifest(folder, before)
+        raise
     write_manifest(folder, {**head, **_tail(result, folder, watch), "status": "done"})
     launch.tell(f"{stage.name}/end", "done")
     _link(run, folder)

@@ -22,7 +22,8 @@ class Script:
     latency: seconds before each answer.
     continues: understands continue_final_message. strict: refuses fields that it does not know.
     completions, ids: has /v1/completions, and it takes token ids. usage: tells token counts (words here).
-    lists: has /v1/models; busy: that path answers 503 so often first. key: what it wants as a key, if anything.
+    lists: has /v1/models; busy: that path answers `trouble_status` so often first.
+    key: what it wants as a key, if anything.
     max_model_len: most words of prompt and answer together; more is a 400, as vLLM says it.
     """
 
@@ -37,6 +38,7 @@ class Script:
     models: tuple[str, ...] = ("test-model",)
     lists: bool = True
     busy: int = 0
+    trouble_status: int = 503
     key: str | None = None
     max_model_len: int | None = None
     retry_after: str | None = None
@@ -68,7 +70,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(404, {"error": {"message": "no such path"}})
         if self.script.busy:
             self.script.busy -= 1
-            return self._send(503, {"error": {"message": "loading"}})
+            return self._send(self.script.trouble_status, {"error": {"message": "loading"}})
         names = self.script.models
         return self._send(200, {"object": "list", "data": [{"id": n, "object": "model", "created": 0} for n in names]})
 

@@ -11,7 +11,7 @@ from lengthen.common.errors import LengthenError
 from lengthen.generate import Request, open_engine
 from lengthen.generate.endpoint import EndpointEngine
 from lengthen.generate.engine import NO_ROOM
-from lengthen.generate.listing import KeyRefused, list_models
+from lengthen.generate.listing import KeyRefused, NoAnswer, list_models
 from lengthen.generate.wire import EndpointOptions
 from tests.generate.server import Script, serving
 
@@ -109,8 +109,20 @@ def test_an_endpoint_without_a_list_and_one_that_is_busy():
         assert list_models(address, "OPENAI_API_KEY") is None
         (answer,) = EndpointEngine(address, "any", options=FAST).generate([ask(0)])
         assert answer.text == "echo number-0"
-    with serving(Script(busy=1)) as address:
-        assert [row.name for row in list_models(address, "OPENAI_API_KEY") or []] == ["test-model"]
+    for status in (503, 500, 502, 408):
+        with serving(Script(busy=1, trouble_status=status)) as address:
+            assert [row.name for row in list_models(address, "OPENAI_API_KEY") or []] == ["test-model"]
+
+
+def test_a_server_that_stays_in_trouble_is_none_without_a_list(monkeypatch):
+    monkeypatch.setattr("lengthen.generate.listing.time.sleep", lambda seconds: None)
+    for status, times in ((502, 4), (400, 1)):
+        script = Script(busy=99, trouble_status=status)
+        with serving(script) as address, pytest.raises(NoAnswer, match=str(status)):
+            list_models(address, "OPENAI_API_KEY")
+        assert script.busy == 99 - times
+    with serving(Script(busy=1, trouble_status=501)) as address:
+        assert list_models(address, "OPENAI_API_KEY") is None
 
 
 def test_one_hanging_request_delays_nothing_else():

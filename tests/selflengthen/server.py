@@ -41,6 +41,7 @@ class Script:
     size: float = 1.0
     prefill: bool = True
     runtime_adapters: bool = True
+    adapters_status: int = 404
     model: str | None = None
     root: str | None = None
     names: list[str] = field(default_factory=lambda: ["base"])
@@ -131,7 +132,7 @@ class Endpoint:
             return 200, {"object": "list", "data": [{"object": "model", **row} for row in rows]}
         if path.endswith("/load_lora_adapter"):
             if not self.script.runtime_adapters:
-                return 404, {"error": {"message": "runtime adapters are switched off"}}
+                return self.script.adapters_status, {"error": {"message": "runtime adapters are switched off"}}
             self.script.adapters.append(body["lora_name"])
             return 200, {}
         if path.endswith("/health"):
@@ -267,11 +268,12 @@ async def main() -> None:
     parser.add_argument("--names", nargs="+")
     parser.add_argument("--adapters", nargs="+")
     parser.add_argument("--max-model-len", type=int)
+    parser.add_argument("--adapters-status", type=int)
     for name in ("latency", "limited", "broken", "dropped", "hanging", "hang-seconds", "size"):
         parser.add_argument(f"--{name}", type=float)
     given = vars(parser.parse_args())
     names = ("latency", "limited", "broken", "dropped", "hanging", "hang_seconds", "size", "model", "key", "names",
-             "adapters", "max_model_len", "thinks", "root")  # fmt: skip
+             "adapters", "adapters_status", "max_model_len", "thinks", "root")  # fmt: skip
     script = Script(**{k: given[k] for k in names if given[k] is not None}, prefill=not given["no_prefill"],
                     runtime_adapters=not given["no_runtime_adapters"], lists=not given["no_list"])  # fmt: skip
     endpoint = Endpoint(script, given["log"])

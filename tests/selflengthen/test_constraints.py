@@ -320,3 +320,13 @@ def test_a_text_that_no_band_holds_keeps_its_bare_instruction_or_goes(tmp_path, 
     assert all(row["messages"][0] == {"role": "system", "content": "Write well."} for row in rows if row)
     rules = dict(work.store.query("SELECT rule, COUNT(*) FROM verdicts GROUP BY rule"))
     assert rules == {"no_band": 1, "has_length": 1}
+
+
+def test_a_row_without_a_demand_names_no_length_either(tmp_path):
+    work = new_work(tmp_path, constraints={"share": 0.0})
+    texts = [ORIGINAL, "Write a 500-word story about a harbour.", "Write an ode."]
+    pool = [(Outcome(3, "final", f"i{n}", 0, prose(3000), 3000, 3000, None, {}), "en", t) for n, t in enumerate(texts)]
+    for _ in range(2):  # a run that goes on makes its rows again
+        kept = [row is not None for row in (_final_row(work, *entry) for entry in pool)]
+        assert kept == [True, False, True]
+    assert work.store.query("SELECT item, rule FROM verdicts") == [("final~i1", "has_length")]

@@ -11,9 +11,10 @@ from lengthen.common.errors import LengthenError
 from lengthen.common.manifest import StageContext
 from lengthen.generate.engine import Request
 from lengthen.selflengthen import locks
+from lengthen.selflengthen.baselines import back_translation, plan_and_write
 from lengthen.selflengthen.checks import Verdict
 from lengthen.selflengthen.evaluation import measured, measured_at_the_end
-from lengthen.selflengthen.phases import Crew, demands, instruct
+from lengthen.selflengthen.phases import Crew, demands, instruct, write
 from lengthen.selflengthen.proposals import TooFew
 from lengthen.selflengthen.results import enough, notes, result
 from lengthen.selflengthen.serve import Serving
@@ -128,6 +129,47 @@ def test_phases_record_how_many_requests_they_made_in_a_second(tmp_path):
     facts = crew.work.store.phase(0, "measure")
     assert facts is not None and facts["requests"] == 6 and facts["requests_per_second"] > 0
     assert set(facts) == {"requests", "requests_per_second", "busy", "processor_seconds"}
+
+
+def test_the_traffic_of_a_phase_is_that_of_all_its_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr("lengthen.selflengthen.pipeline.RECORD_SECONDS", 0.0)
+    said: list[str] = []
+
+    def broken_off(request: Request) -> str:
+        if len(said) == 4:
+            raise KeyboardInterrupt
+        said.append(request.id)
+        return prose(60, request.seed % 50)
+
+    with pytest.raises(KeyboardInterrupt):
+        measured(crew_in(tmp_path, broken_off, held_out={"count": 6}, serve={"in_flight": 1}), 0)
+    crew = crew_in(tmp_path, held_out={"count": 6}, serve={"in_flight": 1})
+    measured(crew, 0)
+    facts = crew.work.store.phase(0, "measure")
+    assert facts is not None and facts["requests"] == 7, "the fifth was sent twice"
+    measured(crew, 1)
+    facts = crew.work.store.phase(1, "measure")
+    assert facts is not None and facts["requests"] == 6, "each phase counts anew"
+
+
+def test_answers_and_extensions_in_waves_are_counted_once(tmp_path):
+    crew = crew_in(tmp_path, respond={"samples": 1}, extend={"tries": 1}, serve={"in_flight": 4})
+    write(crew, 1, {f"i{n}": ("en", f"Write about the harbour {n}.") for n in range(6)})
+    facts = crew.work.store.phase(1, "write")
+    ((sends,),) = crew.work.store.query("SELECT SUM(sends) FROM requests")
+    assert facts is not None and facts["requests"] == sends > 6
+
+
+@pytest.mark.parametrize("method", ["plan-and-write", "back-translation"])
+def test_baselines_record_their_traffic(tmp_path, method):
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text(json.dumps({"text": prose(90)}) + "\n")
+    more = {"texts": str(texts)} if method == "back-translation" else {"instruct": {"source": "templates", "count": 2}}
+    crew = crew_in(tmp_path, method=method, **more)
+    (plan_and_write if method == "plan-and-write" else back_translation)(crew)
+    facts = crew.work.store.phase(1, method)
+    ((sends,),) = crew.work.store.query("SELECT SUM(sends) FROM requests")
+    assert facts is not None and facts["requests"] == sends > 0
 
 
 def test_at_an_endpoint_a_note_says_that_the_final_model_was_not_asked(tmp_path):

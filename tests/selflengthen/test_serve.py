@@ -162,6 +162,15 @@ def test_another_runs_adapters_are_not_used(tmp_path, model):
         assert set(names(url)) >= {f"generator-1-{RUN}", f"extender-1-{RUN}"}
 
 
+def test_a_server_that_forbids_adapters_gets_the_command(tmp_path, model):
+    """Its list is open to us, so that the key is not what is wrong."""
+    for status in ("401", "403"):
+        said = rf"(?s)does not serve.*: {status} .*vllm serve .*--lora-modules"
+        more = ("--no-runtime-adapters", "--adapters-status", status)
+        with endpoint(tmp_path, model, *more) as (url, _), pytest.raises(LengthenError, match=said):
+            connect(settings(url, model, tmp_path), tmp_path, after=1)
+
+
 def test_an_endpoint_without_a_list_is_used_and_that_is_said(tmp_path, model):
     with endpoint(tmp_path, model, "--model", str(model), "--no-list") as (url, _):
         notes = connect(settings(url, model, tmp_path), tmp_path).notes

@@ -176,6 +176,39 @@ def test_a_server_that_a_killed_run_left_is_ended_by_the_next_one(tmp_path, mode
     assert Serving(stage, tmp_path, RUN).notes == []
 
 
+def a_server_with_an_engine(folder: Path) -> str:
+    """What a vllm runs that has started a process of its own; the number of that is in the file `engine`."""
+    return f"sleep 60 & echo $! > {folder / 'engine'}.part; mv {folder / 'engine'}.part {folder / 'engine'}"
+
+
+def the_engine(folder: Path) -> int:
+    for _ in range(100):
+        if (folder / "engine").exists():
+            break
+        time.sleep(0.05)
+    return int((folder / "engine").read_text())
+
+
+def test_what_a_server_that_died_leaves_is_ended(tmp_path, model, monkeypatch):
+    a_vllm(tmp_path / "bin", monkeypatch, f"{a_server_with_an_engine(tmp_path)}; exit 3")
+    stage, url = own_server(model, tmp_path)
+    with pytest.raises(LengthenError, match="exit code 3"):
+        Server.start(["vllm", "serve"], url, tmp_path / "serve.log", stage.serve)
+    assert not alive(the_engine(tmp_path)) and not (tmp_path / PID_FILE).exists()
+
+
+def test_what_a_dead_server_of_a_killed_run_left_is_ended_by_the_next_one(tmp_path):
+    script = f"{a_server_with_an_engine(tmp_path)}; sleep 60"
+    process = subprocess.Popen(["sh", "-c", script], start_new_session=True)
+    engine = the_engine(tmp_path)
+    row = {"pid": process.pid, "started": psutil.Process(process.pid).create_time(), "command": []}
+    (tmp_path / PID_FILE).write_text(json.dumps(row))
+    process.kill()
+    process.wait()
+    assert alive(engine)
+    assert end_orphan(tmp_path) is True and not alive(engine) and not (tmp_path / PID_FILE).exists()
+
+
 def test_only_the_very_process_that_was_written_down_is_ended(tmp_path):
     with a_process() as other:
         for text in (

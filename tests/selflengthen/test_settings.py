@@ -5,6 +5,7 @@ from pydantic import ValidationError
 
 from lengthen.recipe.load import load_recipe
 from lengthen.recipe.stages.self_lengthen import SelfLengthenStage
+from lengthen.selflengthen.serve import Serving
 
 URL = {"endpoint": "http://host:8000/v1"}
 
@@ -25,10 +26,6 @@ def stage(**settings) -> SelfLengthenStage:
         ({"instruct": {"judge": False, "judge_temperature": 0.1}}, "without instruct.judge"),
         ({"instruct": {"grow": False, "block": 10}}, "without instruct.grow"),
         ({"serve": {**URL, "start_vllm": True}}, "serve.endpoint and serve.start_vllm are both set"),
-        ({"serve": {**URL, "batch": 8}}, r"serve.batch=null"),
-        ({"serve": {"start_vllm": True, "batch": 8}}, "which batches by itself"),
-        ({"serve": {**URL, "start_minutes": 5}}, "without serve.start_vllm"),
-        ({"serve": {"arguments": ["--x"]}}, "without a server"),
         ({"texts": "t.jsonl"}, "nothing reads texts"),
         ({"method": "plan-and-write", "iterations": 2}, "'plan-and-write' nothing reads iterations"),
         ({"method": "plan-and-write", "extend": {"tries": 2}}, "nothing reads extend.tries"),
@@ -42,6 +39,28 @@ def stage(**settings) -> SelfLengthenStage:
 def test_settings_that_nothing_reads_are_refused(settings, words):
     with pytest.raises(ValidationError, match=words):
         stage(**settings)
+
+
+@pytest.mark.parametrize(
+    ("serve", "words"),
+    [
+        ({**URL, "batch": 8}, ["With a server, which batches by itself, nothing reads serve.batch (8)."]),
+        ({"start_vllm": True, "batch": 8}, ["With a server, which batches by itself, nothing reads serve.batch (8)."]),
+        ({**URL, "start_minutes": 5}, ["Without serve.start_vllm nothing reads serve.start_minutes (5.0)."]),
+        ({"arguments": ["--x"], "base_seconds": 5},
+         ["Without a server (serve.endpoint or serve.start_vllm) nothing reads serve.arguments ([\"--x\"]), "
+          "serve.base_seconds (5.0)."]),
+        ({**URL, "base_seconds": 5, "in_flight": 9}, []), ({"batch": 8}, []),
+    ],
+)  # fmt: skip
+def test_settings_of_the_server_that_nothing_reads_are_told(tmp_path, serve, words):
+    assert Serving(stage(serve=serve), tmp_path, "0123abcd").notes == words
+
+
+def test_a_presets_own_batch_size_does_not_refuse_an_endpoint():
+    made = load_recipe("self-lengthen-laptop").stages[0].model_dump()
+    made["serve"]["endpoint"] = URL["endpoint"]
+    assert SelfLengthenStage.model_validate(made).serve.batch == 32
 
 
 @pytest.mark.parametrize(

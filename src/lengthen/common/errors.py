@@ -28,6 +28,10 @@ def _rebuild(kind: type[LengthenError], what: str, why: str | None, fix: str | N
     return kind(what, why=why, fix=fix)
 
 
+class Refused(LengthenError):
+    """A stage refused its settings before it did anything; what it had made before stays valid."""
+
+
 class MissingExtra(LengthenError):
     """A feature whose library is not installed."""
 

@@ -11,6 +11,7 @@ from lengthen.common.errors import LengthenError
 
 REFUSED = (401, 403)
 """HTTP status of a key that is missing, wrong or without rights."""
+_NO_LIST = (404, 405, 501)
 
 
 class NoAnswer(LengthenError):
@@ -72,9 +73,11 @@ def list_models(url: str, key: str, seconds: float = 60.0) -> list[Listed] | Non
             except openai.APIStatusError as error:
                 if error.status_code in REFUSED:
                     raise KeyRefused.at(url, key, error.status_code, said(error)) from error
-                # A server that is busy for a moment is none without a list: its names and its window would be missed.
-                if wait is None or error.status_code not in (429, 503):
+                if error.status_code in _NO_LIST:
                     return None
+                # A server in trouble for a moment is none without a list: its names and its window would be missed.
+                if wait is None or (error.status_code < 500 and error.status_code not in (408, 429)):
+                    raise NoAnswer.at(url, error) from error
                 time.sleep(wait)
             except (openai.APIError, ValueError, TypeError, AttributeError) as error:
                 raise NoAnswer.at(url, error) from error

@@ -60,8 +60,8 @@ def plan_and_write(crew: Crew) -> None:
     instructions = instruct(crew, 1, work.settings.instruct.count)
     if work.store.begin(1, "plan-and-write"):
         tasks = (_planned(work, item, language, text) for item, (language, text) in instructions.items())
-        crew.run(Listed.of(tasks), 0, ("base",), "plan and write", len(instructions))
-        work.store.end(1, "plan-and-write", {})
+        traffic = crew.run(Listed.of(tasks), 0, ("base",), "plan and write", len(instructions))
+        work.store.end(1, "plan-and-write", traffic.facts())
     rows = [
         chat_row(f"plan-{o.item}", instructions[o.item][1], o.text, "plan-and-write",
                  {"language": instructions[o.item][0], "words": o.words}, work.settings.respond.system)
@@ -135,8 +135,8 @@ def back_translation(crew: Crew) -> None:
     filters = filters_of(work, 1, {})
     if work.store.begin(1, "back-translation"):
         tasks = (_translated(work, item, language, text, filters) for item, (language, text) in texts.items())
-        crew.run(Listed.of(tasks), 0, ("base",), "back-translation", len(texts))
-        work.store.end(1, "back-translation", {})
+        traffic = crew.run(Listed.of(tasks), 0, ("base",), "back-translation", len(texts))
+        work.store.end(1, "back-translation", traffic.facts())
     rows = [
         chat_row(f"human-{item}", request, texts[item][1], "back-translation",
                  {"language": texts[item][0], "words": count_words(texts[item][1])}, work.settings.respond.system)

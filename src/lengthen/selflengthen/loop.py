@@ -22,7 +22,17 @@ from lengthen.selflengthen import locks
 from lengthen.selflengthen.baselines import back_translation, plan_and_write
 from lengthen.selflengthen.evaluation import measured, measured_at_the_end
 from lengthen.selflengthen.export import export
-from lengthen.selflengthen.phases import Crew, Instructions, demanded, demands, final_texts, instruct, woven, write
+from lengthen.selflengthen.phases import (
+    Crew,
+    Instructions,
+    asks_for_a_length,
+    demanded,
+    demands,
+    final_texts,
+    instruct,
+    woven,
+    write,
+)
 from lengthen.selflengthen.results import enough, result
 from lengthen.selflengthen.serve import Serving, role_folder, run_digits
 from lengthen.selflengthen.store import Outcome, Store
@@ -135,6 +145,8 @@ def _final_row(work: Work, outcome: Outcome, language: str, instruction: str) ->
             meta["instruction"], instruction = instruction, found.text
         elif found.info["rule"] != "no_band" or work.settings.constraints.without_band == "drop":
             return None
+    elif asks_for_a_length(work, outcome, language, instruction):
+        return None
     return chat_row(name, instruction, outcome.text or "", "self-lengthen", meta, work.settings.respond.system)
 
 

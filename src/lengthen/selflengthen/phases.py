@@ -18,7 +18,8 @@ from lengthen.selflengthen.constraints import ROLE as WEAVE
 from lengthen.selflengthen.constraints import Scale, scale_for, too_narrow, weave
 from lengthen.selflengthen.distinct import Pool
 from lengthen.selflengthen.instruct import Filters, evaluation_pool, from_templates, take_listed
-from lengthen.selflengthen.pipeline import Listed, Pipeline, Source, Task, Traffic
+from lengthen.selflengthen.lengths import names_length
+from lengthen.selflengthen.pipeline import Listed, Pipeline, Source, Task, Totals, Traffic
 from lengthen.selflengthen.proposals import Proposals, TooFew, checked_seeds
 from lengthen.selflengthen.respond import respond
 from lengthen.selflengthen.serve import Serving
@@ -40,17 +41,19 @@ class Crew:
     ctx: StageContext
 
     def run(self, source: Source, after: int, roles: Sequence[str], label: str, total: int) -> Traffic:
+        """Run the tasks of the phase that is open. Returns its traffic so far, with that of earlier processes."""
         settings = self.work.settings
         with self.ctx.progress(label, total, "tasks") as bar:
             engines = self.serving.engines(after, roles)
             narrower = self.work.narrow(self.serving.window)
             if narrower:
                 self.serving.note(narrower)
+            totals = Totals.of(self.work.store)
             pipeline = Pipeline(
-                self.work.store, engines,
-                in_flight=settings.serve.in_flight, error_tries=settings.retry.error_tries, bar=bar,
+                self.work.store, engines, in_flight=settings.serve.in_flight, error_tries=settings.retry.error_tries,
+                bar=bar, record=totals.save,
             )  # fmt: skip
-            return pipeline.run(source)
+            return totals.before + pipeline.run(source)
 
 
 # --------------------------------------------------------------------------------------------------- instructions
@@ -242,8 +245,8 @@ def write(crew: Crew, iteration: int, instructions: Instructions) -> None:
     if crew.serving.flow:
         traffic = crew.run(extensions, after, ("generator", "extender"), f"texts {iteration}", 2 * total)
     else:
-        traffic = crew.run(responses, after, ("generator",), f"responses {iteration}", total)
-        traffic += crew.run(extensions, after, ("extender",), f"extensions {iteration}", total)
+        crew.run(responses, after, ("generator",), f"responses {iteration}", total)
+        traffic = crew.run(extensions, after, ("extender",), f"extensions {iteration}", total)
     select(work, iteration, extending.ROLE)
     kept = len(work.store.outcomes(iteration, extending.ROLE, kept=True))
     work.store.end(iteration, "write", {**traffic.facts(), "extensions_kept": kept})
@@ -327,7 +330,7 @@ def demands(crew: Crew, pool: list[tuple[Outcome, str, str]], iteration: int) ->
 def _enough_held(work: Work, pool: list[tuple[Outcome, str, str]], scale: Scale) -> None:
     """With `without_band: drop`, enough texts of the pool lie on the scale, or need not."""
     settings, least = work.settings.constraints, work.settings.training.least_rows
-    free = sum(not demanded(work, outcome) for outcome, _, _ in pool)
+    free = sum(not demanded(work, o) and not names_length(said, work.wordings[name]) for o, name, said in pool)
     held = scale.held([count_longen(outcome.text or "") for outcome, _, _ in pool if demanded(work, outcome)])
     if settings.without_band == "bare" or not pool or not work.settings.final.train or free + held >= least:
         return
@@ -343,6 +346,15 @@ def demanded(work: Work, outcome: Outcome) -> bool:
     """Whether a row of the final data gets a length demand (constraints.share)."""
     draw = named_random(work.seed, "demanded", outcome.iteration, outcome.role, outcome.item, outcome.sample).random()
     return draw < work.settings.constraints.share
+
+
+def asks_for_a_length(work: Work, outcome: Outcome, language: str, instruction: str) -> bool:
+    """Whether an instruction that gets no demand names a length, which nobody has checked; counted (has_length)."""
+    length = names_length(instruction, work.wordings[language])
+    if length:
+        key = Key(outcome.iteration, WEAVE, f"{outcome.role}~{outcome.item}", outcome.sample)
+        work.judge(key, Verdict("has_length", f"{length}: {instruction[:160]}", outcome.words))
+    return bool(length)
 
 
 def woven(work: Work, outcome: Outcome) -> Outcome | None:

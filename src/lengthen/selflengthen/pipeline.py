@@ -9,11 +9,12 @@ What came together is handled together: one transaction for the answers, then on
 
 from __future__ import annotations
 
+import json
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -22,6 +23,10 @@ from lengthen.common.progress import Bar
 from lengthen.generate.engine import Answer, Engine, Request, failed
 from lengthen.generate.stream import Stream
 from lengthen.selflengthen.store import Key, Store
+
+RECORD_SECONDS = 5.0
+"""The traffic of a phase is kept so often; a process that is killed loses no more of it."""
+_TRAFFIC = "traffic"
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,32 @@ class Traffic:
         )  # fmt: skip
 
 
+@dataclass
+class Totals:
+    """Traffic of the phase that is open. before: what earlier runs in it did, in this process or in one that was
+    killed."""
+
+    store: Store
+    phase: list[Any] | None
+    before: Traffic
+
+    @classmethod
+    def of(cls, store: Store) -> Totals:
+        rows = store.query(
+            "SELECT iteration, phase, began_at FROM phases WHERE ended_at IS NULL ORDER BY began_at DESC LIMIT 1"
+        )
+        phase = list(rows[0]) if rows else None
+        saved = json.loads(store.meta(_TRAFFIC) or "{}")
+        same = phase is not None and saved.get("phase") == phase
+        return cls(store, phase, Traffic(**saved["traffic"]) if same else Traffic())
+
+    def save(self, traffic: Traffic) -> None:
+        """Keep the total, from which a next process goes on. One phase is open at a time."""
+        if self.phase is not None:
+            row = {"phase": self.phase, "traffic": vars(self.before + traffic)}
+            self.store.set_meta(_TRAFFIC, json.dumps(row))
+
+
 class Pipeline:
     """Runs tasks against engines.
 
@@ -117,6 +148,7 @@ class Pipeline:
         error_tries: how often a request that ends in an error is sent before its task hears of it.
         in_a_row: so many errors one after the other stop the run: the endpoint is gone, and no try shall be wasted.
         at_once: answers handled together, before new requests go out.
+        record: is given the traffic every few seconds and at the end.
     """
 
     def __init__(
@@ -129,10 +161,12 @@ class Pipeline:
         in_a_row: int | None = None,
         at_once: int = 64,
         bar: Bar | None = None,
+        record: Callable[[Traffic], None] | None = None,
     ) -> None:
         self.store, self.engines, self.in_flight = store, engines, in_flight
         self.flow = all(isinstance(engine, Stream) for engine in engines.values())
         self.error_tries, self.at_once, self.bar = error_tries, at_once, bar
+        self.record = record
         self.in_a_row = in_a_row or max(50, 2 * in_flight)
         self.traffic = Traffic(in_flight)
         self._ready: deque[tuple[Task, Ask, int]] = deque()
@@ -145,11 +179,15 @@ class Pipeline:
         answers nothing but errors; everything that was answered is in the store then."""
         began, processor = time.monotonic(), time.process_time()
         answers: list[Answer] = []
+        recorded = began
         while True:
             with self.store.together():
                 self._go_on(answers)
                 self._start(source)
                 batches = self._batches()
+                if time.monotonic() - recorded >= RECORD_SECONDS:
+                    self._record(began, processor)
+                    recorded = time.monotonic()
             self._send(batches)
             if self._out:
                 answers = self._received()
@@ -159,9 +197,14 @@ class Pipeline:
                 break
             else:
                 raise RuntimeError("no task is running and the source gives none")
+        self._record(began, processor)
+        return self.traffic
+
+    def _record(self, began: float, processor: float) -> None:
         self.traffic.seconds = time.monotonic() - began
         self.traffic.processor = time.process_time() - processor
-        return self.traffic
+        if self.record is not None:
+            self.record(self.traffic)
 
     def _received(self) -> list[Answer]:
         """Answers that are there, at least one, after they have been stored."""

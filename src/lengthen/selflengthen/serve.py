@@ -23,6 +23,7 @@ from lengthen.generate.listing import NoAnswer
 from lengthen.generate.stream import Stream
 from lengthen.models import resolve_model
 from lengthen.recipe.stages.self_lengthen import SelfLengthenStage
+from lengthen.recipe.stages.self_lengthen_unread import unread_serve
 from lengthen.selflengthen.served import BASE, base_model, check_same, ensure_adapters, served_models
 from lengthen.selflengthen.server import Server, end_orphan
 from lengthen.selflengthen.store import Store
@@ -118,6 +119,8 @@ class Serving:
     def __post_init__(self) -> None:
         if self.settings.serve.start_vllm and end_orphan(self.folder):
             self.note("A server that an earlier process of this run had left behind was ended.")
+        for sentence in unread_serve(self.settings):
+            self.note(sentence)
 
     @property
     def flow(self) -> bool:

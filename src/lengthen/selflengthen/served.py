@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from lengthen.common.errors import LengthenError, nearest
 from lengthen.generate.engine import Request
-from lengthen.generate.listing import REFUSED, KeyRefused, Listed, NoAnswer, key_of, list_models
+from lengthen.generate.listing import Listed, NoAnswer, key_of, list_models
 from lengthen.generate.prompt import encode, render
 from lengthen.models import resolve_model
 
@@ -167,11 +167,7 @@ def ensure_adapters(url: str, key: str, wanted: Mapping[str, Path], rows: list[L
 
 
 def load_adapter(url: str, key: str, name: str, path: Path) -> str:
-    """Ask a running vLLM to load an adapter. Returns "", or why it did not.
-
-    Raises:
-        KeyRefused: see there.
-    """
+    """Ask a running vLLM to load an adapter. Returns "", or why it did not."""
     headers = {"Content-Type": "application/json"}
     if os.environ.get(key):
         headers["Authorization"] = f"Bearer {key_of(key)}"
@@ -182,8 +178,6 @@ def load_adapter(url: str, key: str, name: str, path: Path) -> str:
             return ""
     except urllib.error.HTTPError as error:
         reason = " ".join(error.read(2000).decode(errors="replace").split())
-        if error.code in REFUSED:
-            raise KeyRefused.at(url, key, error.code, reason) from error
         return f"{error.code} {reason[:300]}"
     except OSError as error:
         return str(error)

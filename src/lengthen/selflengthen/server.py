@@ -63,15 +63,8 @@ class Server:
 
     def stop(self) -> None:
         """End the process group that was started here: politely, after 30 seconds by force."""
-        if self.process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGTERM)
-            try:
-                self.process.wait(timeout=_POLITE_SECONDS)
-            except subprocess.TimeoutExpired:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self.process.pid, signal.SIGKILL)
-                self.process.wait()
+        _end_group(self.process.pid)
+        self.process.wait()
         (self.log.parent / PID_FILE).unlink(missing_ok=True)
         while self._caught:
             signal.signal(self._caught.pop(), signal.SIG_DFL)
@@ -144,36 +137,48 @@ def end_orphan(folder: Path) -> bool:
     """End the server that an earlier process of this run left behind, as `serve.pid` names it. True when there was one.
 
     Only a process with the number *and* the start time that were written down, and at the head of its own group, is it:
-    numbers are given again.
+    numbers are given again. Where it died, its group (a server's engines) is ended: a number is not given again while
+    a group of that number lives.
     """
     file = folder / PID_FILE
-    process = _left_behind(file)
-    if process is not None:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, number)
-            end = time.monotonic() + _POLITE_SECONDS
-            while _runs(process) and time.monotonic() < end:
-                time.sleep(0.1)
-            if not _runs(process):
-                break
+    group = _left_behind(file)
+    if group is not None:
+        _end_group(group)
     file.unlink(missing_ok=True)
-    return process is not None
+    return group is not None
 
 
-def _left_behind(file: Path) -> psutil.Process | None:
+def _left_behind(file: Path) -> int | None:
+    """The number of the server's group, if anything runs in it."""
     try:
         row = json.loads(file.read_text())
-        process, started = psutil.Process(int(row["pid"])), float(row["started"])
-        ours = abs(process.create_time() - started) < 1.0 and os.getpgid(process.pid) == process.pid
-        return process if ours and _runs(process) else None
+        number, started = int(row["pid"]), float(row["started"])
+        ours = number > 1 and started > psutil.boot_time()  # groups of an earlier start of the machine are gone
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            ours = ours and abs(psutil.Process(number).create_time() - started) < 1.0 and os.getpgid(number) == number
+        return number if ours and _in_group(number) else None
     except (ValueError, KeyError, TypeError, OSError, psutil.Error):
         return None
 
 
-def _runs(process: psutil.Process) -> bool:
-    """Not ended; one that ended and that its parent has not taken note of yet has ended."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
+def _end_group(number: int) -> None:
+    """End all that runs in a process group, its head or what the head left: politely, after 30 seconds by force."""
+    for kind in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(number, kind)
+        end = time.monotonic() + _POLITE_SECONDS
+        while _in_group(number):
+            if time.monotonic() > end:
+                break
+            time.sleep(0.1)
+        else:
+            return
+
+
+def _in_group(number: int) -> bool:
+    """Whether anything runs in a process group; what ended, and its parent has not taken note of yet, does not."""
+    for pid in psutil.pids():
+        with contextlib.suppress(OSError, psutil.Error):
+            if os.getpgid(pid) == number and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                return True
+    return False

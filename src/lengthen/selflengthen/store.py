@@ -272,13 +272,14 @@ class Store:
                 self._write("INSERT OR REPLACE INTO used VALUES(?,?,?)", (iteration, phase, reads))
         return not (rows and rows[0][0])
 
-    def used(self) -> list[tuple[int, str, dict[str, Any], bool]]:
-        """(iteration, phase, what it read of the settings, whether it failed) of all phases that have begun."""
-        rows = self.query("SELECT iteration, phase, settings, info FROM phases JOIN used USING (iteration, phase) "
-                          "ORDER BY began_at, phases.rowid")  # fmt: skip
+    def used(self) -> list[tuple[int, str, dict[str, Any], bool, bool]]:
+        """(iteration, phase, what it read of the settings, whether it failed, whether it has ended) of all phases that
+        have begun."""
+        rows = self.query("SELECT iteration, phase, settings, info, ended_at FROM phases "
+                          "JOIN used USING (iteration, phase) ORDER BY began_at, phases.rowid")  # fmt: skip
         return [
-            (iteration, phase, json.loads(settings), bool(json.loads(info).get("failed")))
-            for iteration, phase, settings, info in rows
+            (iteration, phase, json.loads(settings), bool(json.loads(info).get("failed")), ended is not None)
+            for iteration, phase, settings, info, ended in rows
         ]
 
     def failed(self, iteration: int, phase: str) -> None:
@@ -286,10 +287,12 @@ class Store:
         self._write("UPDATE phases SET info='{\"failed\": true}' WHERE iteration=? AND phase=?", (iteration, phase))
 
     def forget(self, iteration: int, phase: str) -> None:
-        """Put a phase away, with all that was asked and judged in the role of its name."""
+        """Put a phase away, with all that was asked and judged in the role of its name, and with its block size."""
         where = "iteration=? AND role=?"
         with self.together():
             self._write("DELETE FROM phases WHERE iteration=? AND phase=?", (iteration, phase))
+            if phase == "instruct":
+                self._write("DELETE FROM meta WHERE key=?", (f"block-{iteration}",))
             self._write(f"DELETE FROM answers WHERE id IN (SELECT id FROM asked WHERE {where})", (iteration, phase))
             for table in ("asked", "verdicts", "outcomes"):
                 self._write(f"DELETE FROM {table} WHERE {where}", (iteration, phase))

@@ -346,8 +346,11 @@ class SelfLengthenStage(StageSettings):
 
     def growing_inputs(self) -> set[str]:
         files = [self.instruct.file, self.instruct.seeds, *self.evaluation_files(), self.held_out.file]
-        named = [path for path in (*files, self.training.replay) if path]
-        return {path.split("/", 1)[0] if path.startswith("@") else path for path in named}
+        growing, lasting = (
+            {path.split("/", 1)[0] if path.startswith("@") else path for path in paths if path}
+            for paths in ((*files, self.training.replay), (self.model, self.texts, self.prompts))
+        )
+        return growing - lasting
 
     def cost(self) -> float:
         kept = kept_share(self.select.strength, self.select.power) if self.select.enabled else 1.0

@@ -1,7 +1,8 @@
 """Settings of a self-lengthen stage that its method, its source of instructions or its server does not read.
 
 They are refused: a user who sets `instruct.seeds` beside `source: templates` expects seeds. A default that is written
-out is no mistake, since a resolved recipe carries them all.
+out is no mistake, since a resolved recipe carries them all. Those of `serve` are only told: a preset has some, and who
+goes from one server to another, or to none, may leave them where they are.
 """
 
 from __future__ import annotations
@@ -34,10 +35,20 @@ def unread(stage: SelfLengthenStage) -> str | None:
     for reason, keys in _rules(stage):
         found = [one for key in keys for one in _changed(stage, key)]
         if found:
-            names = ", ".join(f"{key} ({_text(value)})" for key, value, _ in found)
             back = ", ".join(f"{key}={_text(default)}" for key, _, default in found)
-            return f"{reason} nothing reads {names}: drop it, or set it back to its default ({back})"
+            return f"{_nothing_reads(reason, found)}: drop it, or set it back to its default ({back})"
     return None
+
+
+def unread_serve(stage: SelfLengthenStage) -> list[str]:
+    """A sentence about the settings of `serve` that nothing reads, for each reason."""
+    found = [(reason, [one for key in keys for one in _changed(stage, key)]) for reason, keys in _serve_rules(stage)]
+    sentences = [_nothing_reads(reason, changed) for reason, changed in found if changed]
+    return [f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences]
+
+
+def _nothing_reads(reason: str, found: list[tuple[str, Any, Any]]) -> str:
+    return f"{reason} nothing reads " + ", ".join(f"{key} ({_text(value)})" for key, value, _ in found)
 
 
 def _rules(stage: SelfLengthenStage) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -57,6 +68,9 @@ def _rules(stage: SelfLengthenStage) -> Iterator[tuple[str, tuple[str, ...]]]:
         yield "without instruct.judge", ("instruct.judge_temperature",)
     if not instruct.grow:
         yield "without instruct.grow", ("instruct.block",)
+
+
+def _serve_rules(stage: SelfLengthenStage) -> Iterator[tuple[str, tuple[str, ...]]]:
     remote = bool(stage.serve.endpoint) or stage.serve.start_vllm
     if remote:
         yield "with a server, which batches by itself,", ("serve.batch",)
