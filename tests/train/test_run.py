@@ -58,7 +58,7 @@ def test_bfloat16_with_master_weights_learns(tmp_path, model_folder):
     rows = ordinary_rows(tmp_path / "rows")
     train(stage(model_folder, rows, steps=15, dtype="bfloat16"), StageContext(folder=tmp_path / "out", seed=1))
     lines = metrics(tmp_path / "out")
-    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+    assert lines[-1]["loss"] < 0.9 * lines[0]["loss"]
 
 
 def test_same_settings_same_losses(tmp_path, model_folder):
