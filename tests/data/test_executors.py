@@ -29,8 +29,10 @@ def touch(work: Path, number: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if (work / f"broken-{number}").exists():
         raise LengthenError(f"part {number} is broken", fix="mend it")
-    with open(work / f"done-{number}", "a") as file:
-        file.write(f"{os.getpid()}\n")
+    # Whole or not at all, as the stages' tasks write: a worker beside a dead one is ended at any moment.
+    done, part = work / f"done-{number}", work / f".done-{number}.{os.getpid()}"
+    part.write_text((done.read_text() if done.exists() else "") + f"{os.getpid()}\n")
+    os.replace(part, done)
 
 
 def done_in(work: Path):
